@@ -1,0 +1,45 @@
+# Everything sets itself up: only Python 3.11 (or newer) and make are needed.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+JOBS   ?= 2
+PIP     = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+INPUTS  = pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:  ## Say what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+# One stamp for each set of packages: made again only when the requirements change.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo-ready: $(INPUTS) | $(VENV)/bin/python
+	@echo "installing the package and matplotlib into $(VENV) ..."
+	$(PIP) -e '.[plot]'
+	@touch $@
+
+$(VENV)/.test-ready: $(INPUTS) | $(VENV)/bin/python
+	@echo "installing the package and the test tools into $(VENV) ..."
+	$(PIP) -e '.[test,lint]'
+	@touch $@
+
+demo: $(VENV)/.demo-ready  ## Load, generate, fine-tune, save and reload the embedded model (about a minute)
+	$(VENV)/bin/easydel demo $(ARGS)
+
+test: $(VENV)/.test-ready  ## Run the tests (ARGS="-k name" selects some)
+	$(VENV)/bin/python -m pytest -n $(JOBS) $(ARGS)
+
+lint: $(VENV)/.test-ready  ## Check style, formatting and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.test-ready  ## Rewrite the sources in the house format
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:  ## Remove the environment and everything that was generated
+	rm -rf $(VENV) build dist easydel-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

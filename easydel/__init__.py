@@ -1,0 +1,65 @@
+"""easydel: the base module system for neural networks in JAX / Flax NNX.
+
+Names are imported on first use: `import easydel` itself loads next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from easydel.errors import CheckpointError, EasyDeLError, ShardingError, UnsupportedError
+    from easydel.infra.auto import (
+        AutoEasyDeLConfig,
+        AutoEasyDeLModel,
+        AutoEasyDeLModelForCausalLM,
+        AutoEasyDeLModelForSequenceClassification,
+    )
+    from easydel.infra.base_config import EasyDeLBaseConfig
+    from easydel.infra.base_module import EasyDeLBaseModule
+    from easydel.infra.base_state import EasyDeLState
+    from easydel.infra.compilation import CompilationCounter
+    from easydel.infra.registry import TaskType, register_config, register_module
+    from easydel.loss import LossConfig
+
+_NAMES: dict[str, str] = {
+    "AutoEasyDeLConfig": "easydel.infra.auto",
+    "AutoEasyDeLModel": "easydel.infra.auto",
+    "AutoEasyDeLModelForCausalLM": "easydel.infra.auto",
+    "AutoEasyDeLModelForSequenceClassification": "easydel.infra.auto",
+    "CheckpointError": "easydel.errors",
+    "CompilationCounter": "easydel.infra.compilation",
+    "EasyDeLBaseConfig": "easydel.infra.base_config",
+    "EasyDeLBaseModule": "easydel.infra.base_module",
+    "EasyDeLError": "easydel.errors",
+    "EasyDeLState": "easydel.infra.base_state",
+    "LossConfig": "easydel.loss",
+    "ShardingError": "easydel.errors",
+    "TaskType": "easydel.infra.registry",
+    "UnsupportedError": "easydel.errors",
+    "register_config": "easydel.infra.registry",
+    "register_module": "easydel.infra.registry",
+}
+
+
+def _all_names() -> dict[str, str]:
+    from easydel.infra.registry import family_names
+
+    return _NAMES | family_names()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return sorted(_all_names())
+    if not name.startswith("_") and (module := _NAMES.get(name) or _all_names().get(name)):
+        value = getattr(importlib.import_module(module), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'easydel' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_all_names()})

@@ -1,0 +1,6 @@
+"""Caches: what layers keep between calls, as pytrees that are updated without mutation."""
+
+from easydel.caching.attention import AttentionCache
+from easydel.caching.cache import Cache, LayerCache
+
+__all__ = ["AttentionCache", "Cache", "LayerCache"]

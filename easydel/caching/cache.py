@@ -1,0 +1,93 @@
+"""`Cache`: one cache per layer, and the account of what has been written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+LayerCache = Any
+"""A layer's cache: a pytree whose layer knows how to update it."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """Caches of all layers.
+
+    A *slot* is a place in the sequence, padding included; slots are filled from 0 on.
+
+    Attributes:
+        layers: one cache per caching layer, in order.
+        valid: bool `[batch, max_length]`, whether a slot holds a token (not padding, not empty).
+        index: int32 `[]`, the number of slots written.
+        starts: int32 `[batch]`, slots before it are left padding.
+    """
+
+    layers: tuple[LayerCache, ...]
+    valid: jax.Array
+    index: jax.Array
+    starts: jax.Array
+
+    @classmethod
+    def create(cls, layers: tuple[LayerCache, ...], batch_size: int, max_length: int, starts: jax.Array) -> Cache:
+        """Make an empty cache around the layers' empty caches."""
+        valid = jnp.zeros((batch_size, max_length), bool)
+        return cls(layers=layers, valid=valid, index=jnp.zeros((), jnp.int32), starts=starts)
+
+    @property
+    def max_length(self) -> int:
+        """The number of slots."""
+        return self.valid.shape[1]
+
+    def extend(self, attention_mask: jax.Array | None, batch: int, length: int) -> tuple[Cache, jax.Array, jax.Array]:
+        """Make room for `length` new tokens.
+
+        Args:
+            attention_mask: bool or 0/1 `[batch, length]` for the new tokens, or `[batch, written + length]` for all;
+                its last `length` columns count. `None`: all are tokens.
+            batch: rows of the new tokens.
+            length: how many are new.
+
+        Returns:
+            The cache with its account brought up to date (the layers' caches are not yet), the new tokens' mask, bool
+            `[batch, length]`, and their positions, int32 `[batch, length]`.
+
+        Raises:
+            ValueError: the batch differs, the mask's width is neither, or the cache is too short (the last two are
+                known only outside `jax.jit`).
+        """
+        self._check(attention_mask, batch, length)
+        slots = self.index + jnp.arange(length, dtype=jnp.int32)
+        new = slots[None, :] >= self.starts[:, None]
+        if attention_mask is not None:
+            new &= attention_mask[:, -length:].astype(bool)
+        seen = self.valid.sum(axis=1, dtype=jnp.int32)
+        positions = jnp.maximum(seen[:, None] + jnp.cumsum(new, axis=1, dtype=jnp.int32) - 1, 0)
+        valid = jax.lax.dynamic_update_slice(self.valid, new, (0, self.index))
+        return replace(self, valid=valid, index=self.index + length), new, positions
+
+    def with_layers(self, layers: tuple[LayerCache, ...]) -> Cache:
+        """Return the cache with the layers' updated caches."""
+        return replace(self, layers=layers)
+
+    def _check(self, attention_mask: jax.Array | None, batch: int, length: int) -> None:
+        if batch != self.valid.shape[0]:
+            raise ValueError(f"the cache was made for batch_size={self.valid.shape[0]}, the input has {batch} rows")
+        width = length if attention_mask is None else attention_mask.shape[1]
+        if width < length:
+            raise ValueError(f"attention_mask of width {width} does not cover {length} new tokens")
+        if isinstance(self.index, jax.core.Tracer):
+            return
+        written = int(self.index)
+        if written + length > self.max_length:
+            raise ValueError(
+                f"the cache holds {self.max_length} positions; {written} are written and {length} more do not fit: "
+                "make it longer with init_operations_cache(max_length=…)"
+            )
+        if width not in (length, written + length):
+            raise ValueError(
+                f"attention_mask of width {width}: expected {length} (the new tokens) or {written + length} (all so far)"
+            )

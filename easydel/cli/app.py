@@ -1,0 +1,106 @@
+"""The commands and their options; what they do is in the module of the same name, loaded when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Load, inspect, run and fine-tune Hugging Face checkpoints in JAX.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"easydel {version('easydel-base')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the code an error arose.")] = False,
+) -> None:
+    context.obj = traceback
+
+
+@contextmanager
+def _one_line_errors(context: typer.Context) -> Iterator[None]:
+    """Turn what a user can mend (a wrong value, a missing file, a broken checkpoint) into a line and exit code 1."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        if context.obj:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    text: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Text file to fine-tune on [default: Richard III, Act I]."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the fine-tuned model and its loss curve.")] = Path(
+        "easydel-demo"
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 60,
+    tokens: Annotated[int, typer.Option(min=1, help="New tokens of each sample.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of sampling and of the order of the text.")] = 0,
+) -> None:
+    """Load the embedded model, generate, fine-tune it on a text, save, reload and generate again."""
+    with _one_line_errors(context):
+        from easydel.cli.demo import run_demo
+
+        run_demo(text=text, output=output, steps=steps, new_tokens=tokens, seed=seed)
+
+
+@app.command()
+def generate(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Option(help="The text to go on from.")],
+    model: Annotated[str | None, typer.Option(help="Folder or Hub id [default: the embedded model].")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that sum to this.")] = 0.95,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from this many likeliest tokens; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Compute in float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Continue a prompt; the text appears as it is made."""
+    with _one_line_errors(context):
+        from easydel.cli.generate import run_generate
+
+        run_generate(
+            model=model, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+            top_k=top_k, seed=seed, dtype=dtype,
+        )  # fmt: skip
+
+
+@app.command(name="inspect")
+def inspect_checkpoint(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="DIR_OR_ID", help="Folder or Hub id of a checkpoint.")],
+) -> None:
+    """Show a checkpoint's configuration, parameters and memory; weights are not read."""
+    with _one_line_errors(context):
+        from easydel.cli.inspect import run_inspect
+
+        run_inspect(model)

@@ -1,0 +1,39 @@
+"""Everything wrong with a checkpoint in one error, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from easydel.errors import CheckpointError
+
+LIMIT = 60
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One line of the table: `kind` is "missing", "unexpected", "shape", "dtype" or "file"."""
+
+    kind: str
+    tensor: str
+    expected: str
+    found: str
+
+
+def describe(dtype: object, shape: Sequence[int]) -> str:
+    return f"{dtype}[{', '.join(map(str, shape))}]"
+
+
+def raise_problems(problems: Sequence[Problem], where: Path, cure: str) -> None:
+    """Raise one `CheckpointError` that lists all `problems`; do nothing if there are none."""
+    if not problems:
+        return
+    rows = [("kind", "tensor", "expected", "found")]
+    rows += [(p.kind, p.tensor, p.expected, p.found) for p in problems[:LIMIT]]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
+    if len(problems) > LIMIT:
+        lines.append(f"... and {len(problems) - LIMIT} more")
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    raise CheckpointError(f"{where}: the checkpoint does not fit ({count})\n" + "\n".join(lines) + f"\n{cure}")

@@ -1,0 +1,104 @@
+"""How a tensor in a file becomes a variable of ours, and back.
+
+A transform is a small frozen object that works on *lists*: `load` turns the arrays of a rule's sources into the arrays
+of its targets, `save` does the reverse. So plain renames, transposed kernels, experts stacked from many tensors and a
+fused tensor split over several variables are all the same kind of thing. Shapes are known without arrays, which lets a
+whole checkpoint be checked before a byte of it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from easydel.hub.safetensors import Index
+
+Shape = tuple[int, ...]
+
+
+class Transform(Protocol):
+    """What a rule needs of its transform."""
+
+    def load(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Turn the sources' arrays into the targets' (views are fine)."""
+
+    def save(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Turn the targets' arrays into the sources'."""
+
+    def source_shapes(self, targets: Sequence[Shape]) -> list[Shape]:
+        """Return the shapes the sources must have for targets of these shapes."""
+
+    def source_index(self, index: Index) -> Index | None:
+        """Return the block of the (single) source that holds block `index` of the target; `None`: read all."""
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Reorder the axes: axis `n` of the target is axis `axes[n]` of the source. `Permute()` keeps them."""
+
+    axes: tuple[int, ...] | None = None
+
+    def load(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [array if self.axes is None else array.transpose(self.axes) for array in arrays]
+
+    def save(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [array if self.axes is None else array.transpose(self._inverse()) for array in arrays]
+
+    def source_shapes(self, targets: Sequence[Shape]) -> list[Shape]:
+        return [shape if self.axes is None else tuple(shape[n] for n in self._inverse()) for shape in targets]
+
+    def source_index(self, index: Index) -> Index | None:
+        return index if self.axes is None else tuple(index[n] for n in self._inverse())
+
+    def _inverse(self) -> tuple[int, ...]:
+        axes = self.axes or ()
+        return tuple(axes.index(n) for n in range(len(axes)))
+
+
+IDENTITY = Permute()
+TRANSPOSE = Permute((1, 0))
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Many equal sources become one target with a new leading axis (experts stored one by one in the file)."""
+
+    inner: Permute = IDENTITY
+
+    def load(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [np.stack(self.inner.load(arrays))]
+
+    def save(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return self.inner.save(list(arrays[0]))
+
+    def source_shapes(self, targets: Sequence[Shape]) -> list[Shape]:
+        return self.inner.source_shapes([targets[0][1:]] * targets[0][0])
+
+    def source_index(self, index: Index) -> Index | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Split:
+    """One fused source becomes several targets, cut along `axis` of the source (fused q, k, v in the file)."""
+
+    axis: int = 0
+    inner: Permute = IDENTITY
+
+    def load(self, arrays: Sequence[np.ndarray], sizes: Sequence[int] = ()) -> list[np.ndarray]:
+        return self.inner.load(np.split(arrays[0], np.cumsum(sizes)[:-1], self.axis))
+
+    def save(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [np.concatenate(self.inner.save(arrays), self.axis)]
+
+    def source_shapes(self, targets: Sequence[Shape]) -> list[Shape]:
+        parts = self.inner.source_shapes(targets)
+        whole = list(parts[0])
+        whole[self.axis] = sum(part[self.axis] for part in parts)
+        return [tuple(whole)]
+
+    def source_index(self, index: Index) -> Index | None:
+        return None

@@ -1,0 +1,290 @@
+"""`EasyDeLBaseModule`: the front door. Each method opens onto a room that does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+
+from easydel.infra import flops, forward, functional, placing, views
+from easydel.infra.mixins.bridge import EasyBridgeMixin
+from easydel.infra.mixins.generation import EasyGenerationMixin
+from easydel.infra.mixins.operation_cache import OperationCacheMixin
+from easydel.loss import LossConfig, task_loss
+from easydel.paths import flatten, named_modules, named_variables, nest
+from easydel.sharding import PartitionRules, gather, match_rules, named_shardings
+
+if TYPE_CHECKING:
+    import optax
+
+    from easydel.infra.base_state import EasyDeLState
+
+Tree = dict[str, Any]
+
+
+class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, OperationCacheMixin):
+    """Base class of all models: a plain `nnx.Module` with a config.
+
+    Subclass it, call `super().__init__`, build layers (ours or plain `nnx` ones) and define `__call__`.
+    Verbs change the model in place and return it; a verb that fails leaves it as it was.
+
+    Args:
+        config: the model's config.
+        dtype: computations are done in it.
+        param_dtype: parameters are stored in it.
+        precision: of matrix products (`jax.lax.Precision`); `None` is JAX's default.
+        rngs: keys for initialisation and dropout.
+    """
+
+    config_class: ClassVar[type | None] = None
+    model_task: ClassVar[str] = "base"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__call__" in cls.__dict__:
+            cls.__call__ = forward.front_door(cls.__call__)
+
+    def __init__(
+        self,
+        config: Any,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        precision: jax.lax.PrecisionLike = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> None:
+        del rngs  # keys belong to the layers that use them
+        self.config = config
+        self.dtype = jnp.dtype(dtype or jnp.float32)
+        self.param_dtype = jnp.dtype(param_dtype or jnp.float32)
+        self.precision = precision
+        self.last_mesh: Mesh | None = None
+        self.is_sharded = False
+
+    # ------------------------------------------------------------------ identity
+    @property
+    def model_type(self) -> str:
+        """Name of the architecture, such as `"llama"`."""
+        return getattr(self.config, "model_type", "")
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh the model was last sharded on, else the config's."""
+        return self.config.mesh if self.last_mesh is None else self.last_mesh
+
+    @property
+    def module_dtype(self) -> jnp.dtype:
+        """Storage dtype of the first floating-point parameter."""
+        floats = (v.get_value() for v in named_variables(self, nnx.Param).values())
+        return next((jnp.dtype(value.dtype) for value in floats if views.is_float(value)), self.param_dtype)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any layer holds quantized weights."""
+        return any(getattr(layer, "is_quantized_layer", False) for layer in named_modules(self).values())
+
+    @property
+    def lora_is_enabled(self) -> bool:
+        """Whether any layer carries a LoRA adapter."""
+        return bool(named_variables(self, nnx.LoRAParam))
+
+    # ------------------------------------------------------------------ parameters
+    @property
+    def params(self) -> Tree:
+        """Nested dict of the parameters, as they are (no copies)."""
+        return nest(views.param_arrays(self))
+
+    @property
+    def graphtree_params_shape(self) -> Tree:
+        """The tree of `params` with `jax.ShapeDtypeStruct` leaves."""
+        return nest({path: views.abstract(array) for path, array in views.param_arrays(self).items()})
+
+    def split_params_dict(self) -> Tree:
+        """Return the parameters as a nested dict of arrays."""
+        return self.params
+
+    def split_params(self) -> nnx.State:
+        """Return the parameters as an `nnx.State`."""
+        return nnx.state(self, nnx.Param)
+
+    def merge_params_dict(self, params_dict: Mapping[str, Any]) -> Self:
+        """Put a nested dict of parameters in place; it may be partial.
+
+        Raises:
+            ValueError: a path the model lacks, or a wrong shape; nothing is changed then.
+        """
+        views.merge_params(self, params_dict)
+        return self
+
+    def merge_params(self, params_state: nnx.State) -> Self:
+        """Put an `nnx.State` of parameters in place; it may be partial. Raises as `merge_params_dict`."""
+        views.merge_params(self, params_state)
+        return self
+
+    # ------------------------------------------------------------------ graph
+    @property
+    def graphdef(self) -> Any:
+        """The model's structure, without its variables."""
+        return nnx.split(self)[0]
+
+    @property
+    def graphstate(self) -> nnx.State:
+        """All variables: parameters and other state."""
+        return nnx.state(self)
+
+    @property
+    def graphother(self) -> nnx.State:
+        """Everything that is no parameter."""
+        return functional.split(self)[2]
+
+    def split_module(self) -> tuple[Any, nnx.State]:
+        """Return `(graphdef, state)`."""
+        return nnx.split(self)
+
+    @staticmethod
+    def merge_module(graphdef: Any, state: nnx.State) -> Any:
+        """Return a new module from what `split_module` gave."""
+        return nnx.merge(graphdef, state)
+
+    # ------------------------------------------------------------------ sharding
+    def shard_model(
+        self, partition_rules: PartitionRules | None = None, mesh: Mesh | None = None, *, strict: bool = False
+    ) -> Self:
+        """Place every variable on a mesh by partition rules.
+
+        Args:
+            partition_rules: `(regex, PartitionSpec)` pairs, the config's if `None`.
+            mesh: the config's if `None`.
+            strict: raise where a mesh axis does not divide a dimension, instead of dropping the axis with a warning.
+
+        Raises:
+            ShardingError: the rules do not fit the parameters or the mesh.
+        """
+        mesh = self.config.mesh if mesh is None else mesh
+        rules = self._get_partition_rules() if partition_rules is None else partition_rules
+        return self._place(placing.module_shardings(self, rules, mesh, strict=strict), mesh)
+
+    def fully_shard(self, mesh: Mesh | None = None) -> Self:
+        """Split every parameter over all devices of the mesh, along its largest divisible dimension."""
+        mesh = self.mesh if mesh is None else mesh
+        return self._place(placing.spread_shardings(self, mesh), mesh)
+
+    def gather_model(self) -> Self:
+        """Bring every array whole onto one device of this process."""
+        placing.apply_to_variables(self, dict.fromkeys(named_variables(self), gather))
+        return self._mark_sharded(None)
+
+    def fully_gather(self, mesh: Mesh | None = None) -> Self:
+        """Replicate every parameter over the mesh, then hold it on a single device."""
+        mesh = self.mesh if mesh is None else mesh
+        everywhere = jax.sharding.NamedSharding(mesh, PartitionSpec())
+        for variable in named_variables(self).values():
+            variable.set_value(gather(jax.device_put(variable.get_value(), everywhere)))
+        return self._mark_sharded(None)
+
+    def _place(self, shardings: Mapping[str, Any], mesh: Mesh) -> Self:
+        placing.apply_to_variables(self, placing.placers(shardings))
+        return self._mark_sharded(mesh)
+
+    def _mark_sharded(self, mesh: Mesh | None) -> Self:
+        for module in named_modules(self).values():
+            if isinstance(module, EasyDeLBaseModule):
+                module.is_sharded = mesh is not None
+                module.last_mesh = module.last_mesh if mesh is None else mesh
+        return self
+
+    def _get_partition_rules(self) -> PartitionRules:
+        return placing.rules_in_force(self)
+
+    def _specs_sharding(self, partition_rules: PartitionRules | None = None) -> Tree:
+        rules = self._get_partition_rules() if partition_rules is None else partition_rules
+        return nest(match_rules(rules, views.param_arrays(self)))
+
+    def _named_shardings(self, partition_rules: PartitionRules | None = None, mesh: Mesh | None = None) -> Tree:
+        specs, params = flatten(self._specs_sharding(partition_rules)), views.param_arrays(self)
+        return nest(named_shardings(specs, params, self.mesh if mesh is None else mesh))
+
+    def _shard_fns(self, partition_rules: PartitionRules | None = None, mesh: Mesh | None = None) -> Tree:
+        return nest(placing.placers(flatten(self._named_shardings(partition_rules, mesh))))
+
+    def _gather_fns(self, partition_rules: PartitionRules | None = None, mesh: Mesh | None = None) -> Tree:
+        checked = flatten(self._named_shardings(partition_rules, mesh))
+        return nest(dict.fromkeys(checked, gather))
+
+    def _apply_sharding_fns(
+        self,
+        tree: Any,
+        partition_rules: PartitionRules | None = None,
+        mesh: Mesh | None = None,
+        is_gather: bool = False,
+    ) -> Any:
+        rules = self._get_partition_rules() if partition_rules is None else partition_rules
+        return placing.apply_to_tree(tree, rules, self.mesh if mesh is None else mesh, is_gather=is_gather)
+
+    # ------------------------------------------------------------------ dtype
+    def to_dtype(self, dtype: Any) -> Self:
+        """Store floating-point parameters in `dtype` and compute in it; integers and quantized codes stay."""
+        views.cast(self, dtype)
+        return self
+
+    def half(self) -> Self:
+        """Convert to float16."""
+        return self.to_dtype(jnp.float16)
+
+    # ------------------------------------------------------------------ forward
+    def compute_loss(
+        self, *, labels: Any, logits: Any = None, config: LossConfig | None = None, **inputs: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Compute the task's loss.
+
+        Args:
+            labels: as the task takes them; -100 masks a label.
+            logits: compared with the labels; if `None`, a forward pass with `inputs` makes them.
+            config: how the loss is computed.
+            **inputs: arguments of the forward pass, only without `logits`.
+
+        Returns:
+            The loss, float32 `[]`, and a mapping of metrics (`loss`, `accuracy`, `num_tokens`, …).
+        """
+        if logits is None:
+            logits = forward.logits_of(self(**self.prepare_inputs_for_call(**inputs)))  # type: ignore[operator]
+        elif inputs:
+            raise TypeError(f"compute_loss with logits runs no forward pass: {', '.join(inputs)} would have no effect")
+        return task_loss(self.model_task, logits, labels, config, self.config)
+
+    def get_static_arguments(self) -> tuple[str, ...]:
+        """Return the names of the forward arguments that must be static under `jax.jit`."""
+        return forward.static_arguments(self)
+
+    def prepare_inputs_for_call(self, **inputs: Any) -> dict[str, Any]:
+        """Return the inputs as the forward pass takes them: arrays made, static ones checked, unknown names refused."""
+        return forward.prepare_inputs(self, inputs)
+
+    def pure_transform_fn(self) -> Callable[..., Any]:
+        """Return `fn(params, inputs, rngs=None) -> outputs`: pure, for `jax.jit` and `jax.grad`.
+
+        `params` is a tree like `model.params`, `inputs` a mapping of forward arguments.
+        """
+        return functional.pure_function(self)
+
+    def flops_per_token(self, batch_size: int = 1, sequence_length: int = 1) -> float:
+        """Return the forward pass's FLOPs per token (matrix products; causal halving not counted)."""
+        return self._flop(self.config, batch_size, sequence_length) / (batch_size * sequence_length)
+
+    def _flop(self, config: Any, batch_size: int, sequence_length: int) -> int:
+        return flops.forward_flops(type(self), config, batch_size, sequence_length)
+
+    def to_state(self, optimizer: optax.GradientTransformation) -> EasyDeLState:
+        """Return a training state: parameters, optimizer state and step counter."""
+        from easydel.infra.base_state import EasyDeLState
+
+        return EasyDeLState.create(self, optimizer)
+
+    def float(self) -> Self:  # last: in the class body, `float` means this method from here on
+        """Convert to float32."""
+        return self.to_dtype(jnp.float32)
+
+

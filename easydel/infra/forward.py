@@ -1,0 +1,155 @@
+"""Around a forward pass: its loss, its static arguments, its inputs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from easydel.loss import task_loss
+from easydel.outputs import CausalLMOutput, ModelOutput
+from easydel.paths import nearest
+from easydel.sharding import activation_mesh
+
+STATIC_NAMES = ("loss_config", "output_hidden_states", "output_attentions")
+_STATIC_TYPES = (bool, str, type(None))
+_KINDS = inspect.Parameter
+
+
+def front_door(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a class's `__call__`: activations follow the model's mesh, and `labels` give a loss whatever the class.
+
+    A class that computes its own loss keeps it. One that returns bare logits gets them wrapped in an output object
+    when labels are given.
+    """
+    parameters = inspect.signature(call).parameters
+    takes_any = any(p.kind is _KINDS.VAR_KEYWORD for p in parameters.values())
+
+    @functools.wraps(call)
+    def wrapped(self: Any, *args: Any, labels: Any = None, loss_config: Any = None, **kwargs: Any) -> Any:
+        for name, value in (("labels", labels), ("loss_config", loss_config)):
+            if name in parameters or (takes_any and value is not None):
+                kwargs[name] = value
+        with activation_mesh(self.mesh if self.is_sharded else None):
+            outputs = call(self, *args, **kwargs)
+        if labels is None or getattr(outputs, "loss", None) is not None:
+            return outputs
+        return _with_loss(self, outputs, labels, loss_config)
+
+    return wrapped
+
+
+def _with_loss(model: Any, outputs: Any, labels: Any, loss_config: Any) -> Any:
+    logits = logits_of(outputs)
+    loss, metrics = task_loss(model.model_task, logits, labels, loss_config, model.config)
+    del metrics
+    if isinstance(outputs, ModelOutput):
+        return outputs.replace(loss=loss)
+    if isinstance(outputs, jax.Array):
+        return CausalLMOutput(logits=outputs, loss=loss)
+    try:
+        outputs.loss = loss
+    except AttributeError as error:
+        raise TypeError(
+            f"labels were given, but the output {type(outputs).__name__} takes no .loss: return logits, one of "
+            "easydel.outputs, or compute the loss in __call__"
+        ) from error
+    return outputs
+
+
+def logits_of(outputs: Any) -> jax.Array:
+    """Return the logits of an output object, or the bare array that they are.
+
+    Raises:
+        TypeError: there are none.
+    """
+    logits = outputs if isinstance(outputs, jax.Array) else getattr(outputs, "logits", None)
+    if logits is None:
+        raise TypeError(
+            f"{type(outputs).__name__} has no logits: a model must return an array of logits or an object with .logits "
+            "for losses and generation (a backbone alone has none)"
+        )
+    return logits
+
+
+def forward_parameters(model: Any) -> dict[str, inspect.Parameter]:
+    """Return the parameters of the model's `__call__`, without `self` and `**kwargs`."""
+    parameters = inspect.signature(type(model).__call__).parameters
+    named = {n: p for n, p in parameters.items() if p.kind in (_KINDS.POSITIONAL_OR_KEYWORD, _KINDS.KEYWORD_ONLY)}
+    named.pop("self", None)
+    return named
+
+
+def takes(model: Any, name: str) -> bool:
+    """Whether the forward pass declares the argument `name`."""
+    return name in forward_parameters(model)
+
+
+def static_arguments(model: Any) -> tuple[str, ...]:
+    """Return the names of the arguments that must be static under `jax.jit`: flags and settings, not arrays."""
+    return tuple(
+        name
+        for name, parameter in forward_parameters(model).items()
+        if name in STATIC_NAMES or isinstance(parameter.default, bool | str) or parameter.annotation in (bool, str, "bool")
+    )
+
+
+def prepare_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the arguments of a forward pass.
+
+    Sequences and numpy arrays become `jax.Array` (integers int32), static arguments are checked, `None` is dropped.
+
+    Raises:
+        TypeError: a name that the forward pass does not take, or an array given for a static argument.
+        ValueError: token ids outside the vocabulary, or shapes that do not fit each other.
+    """
+    parameters = forward_parameters(model)
+    accepted = {*parameters, "labels", "loss_config"}
+    any_name = any(p.kind is _KINDS.VAR_KEYWORD for p in inspect.signature(type(model).__call__).parameters.values())
+    prepared: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if name not in accepted and not any_name:
+            near = nearest(name, accepted)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise TypeError(f"{type(model).__name__} takes no {name!r}{hint}; it takes {', '.join(sorted(accepted))}")
+        if value is None:
+            continue
+        if name in static_arguments(model) or name in STATIC_NAMES:
+            if isinstance(value, jax.Array | np.ndarray):
+                raise TypeError(f"{name!r} is a static argument: give a Python value, not an array")
+            hash(value)
+            prepared[name] = value
+        else:
+            prepared[name] = _as_arrays(value)
+    _check_tokens(model, prepared)
+    return prepared
+
+
+def _as_arrays(value: Any) -> Any:
+    if isinstance(value, list | tuple | np.ndarray | np.generic):
+        array = np.asarray(value)
+        return jnp.asarray(array.astype(np.int32) if array.dtype.kind in "iu" else array)
+    return value
+
+
+def _check_tokens(model: Any, inputs: Mapping[str, Any]) -> None:
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if ids is None or isinstance(ids, jax.core.Tracer):
+        return
+    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"input_ids must be integers [batch, seq], got {ids.dtype}{list(ids.shape)}")
+    check_token_range(ids, getattr(model.config, "vocab_size", None))
+    if mask is not None and (mask.ndim != 2 or mask.shape[0] != ids.shape[0] or mask.shape[1] < ids.shape[1]):
+        raise ValueError(f"attention_mask {list(mask.shape)} does not fit input_ids {list(ids.shape)}")
+
+
+def check_token_range(ids: Any, vocab_size: int | None) -> None:
+    """Raise `ValueError` if a token id lies outside the vocabulary (looked up, it would give NaN)."""
+    host = np.asarray(ids)
+    if vocab_size is not None and host.size and (host.min() < 0 or host.max() >= vocab_size):
+        raise ValueError(f"token ids must lie in [0, {vocab_size}), got [{host.min()}, {host.max()}]")

@@ -1,0 +1,52 @@
+"""From a module to pure functions and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from easydel.paths import named_variables, to_state
+
+
+def bind(graphdef: Any, params: Any, other: Any) -> Any:
+    """Build a module from its definition, its parameters (nested dict or `nnx.State`) and its other state."""
+    return nnx.merge(graphdef, to_state(params), other)
+
+
+def split(module: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:
+    """Return `(graphdef, parameters, other state)`."""
+    return nnx.split(module, nnx.Param, ...)
+
+
+def pure_function(module: nnx.Module) -> Callable[..., Any]:
+    """Return `fn(params, inputs, rngs=None) -> outputs` without side effects.
+
+    `inputs` is a mapping of forward arguments, or an array (the first argument). Dropout is active only if `rngs`
+    (a key or `nnx.Rngs`) is given. Changes to non-parameter state are discarded.
+    """
+    graphdef, _, other = split(module)
+
+    def fn(params: Any, inputs: Any, rngs: jax.Array | nnx.Rngs | None = None) -> Any:
+        model = bind(graphdef, params, other)
+        set_dropout(model, rngs)
+        return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+    return fn
+
+
+def set_dropout(module: nnx.Module, rngs: jax.Array | nnx.Rngs | None) -> None:
+    """Turn dropout off (`rngs=None`), or on with keys derived from `rngs`, a different one for each stream."""
+    module.set_attributes(deterministic=rngs is None, raise_if_not_found=False)
+    if rngs is None:
+        return
+    key = rngs() if isinstance(rngs, nnx.Rngs) else rngs
+    if jax.numpy.issubdtype(key.dtype, jax.numpy.integer):
+        key = jax.random.wrap_key_data(key)
+    for index, variable in enumerate(named_variables(module, nnx.RngKey).values()):
+        stored = variable.get_value()
+        fresh = jax.random.fold_in(key, index)
+        typed = jax.numpy.issubdtype(stored.dtype, jax.dtypes.prng_key)
+        variable.set_value(fresh if typed else jax.random.key_data(fresh))

@@ -1,0 +1,63 @@
+"""`OperationCacheMixin`: caches fit for a model's layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from easydel.caching import Cache, LayerCache
+from easydel.paths import named_modules
+from easydel.sharding import activation_mesh
+
+
+class OperationCacheMixin:
+    """Asks each layer that keeps something between calls for the cache of its kind."""
+
+    config: Any
+    dtype: Any
+
+    def init_operations_cache(self, batch_size: int, max_length: int, starts: Any = None) -> Cache:
+        """Make an empty cache for `cache=` of the forward pass.
+
+        Args:
+            batch_size: number of rows.
+            max_length: number of positions it can hold, padding included.
+            starts: int32 `[batch]`, how many left-pad positions each row begins with; they are masked out and do not
+                count as positions. `None` means none.
+
+        Raises:
+            TypeError: the model has no layer that can be cached.
+            ValueError: sizes below one, or `starts` of a wrong shape or range.
+        """
+        if batch_size < 1 or max_length < 1:
+            raise ValueError(f"batch_size and max_length must be positive, got {batch_size} and {max_length}")
+        starts = _checked_starts(starts, batch_size, max_length)
+        layers = [m for m in named_modules(self).values() if hasattr(m, "init_cache")]  # type: ignore[arg-type]
+        if not layers:
+            raise TypeError(f"{type(self).__name__} has no layer that can be cached (one with an init_cache method)")
+        with activation_mesh(getattr(self, "mesh", None) if getattr(self, "is_sharded", False) else None):
+            caches: tuple[LayerCache, ...] = tuple(m.init_cache(batch_size, max_length, self.dtype) for m in layers)
+        return Cache.create(caches, batch_size, max_length, starts)
+
+    @property
+    def takes_cache(self) -> bool:
+        """Whether the forward pass takes a `cache`."""
+        from easydel.infra.forward import takes
+
+        return takes(self, "cache") and isinstance(self, nnx.Module)
+
+
+def _checked_starts(starts: Any, batch_size: int, max_length: int) -> jax.Array:
+    if starts is None:
+        return jnp.zeros((batch_size,), jnp.int32)
+    if not isinstance(starts, jax.core.Tracer):
+        host = np.asarray(starts)
+        if host.shape != (batch_size,) or host.dtype.kind not in "iu" or host.min() < 0 or host.max() > max_length:
+            raise ValueError(
+                f"starts must be integers [batch={batch_size}] between 0 and max_length={max_length}, got {host.tolist()}"
+            )
+    return jnp.asarray(starts, jnp.int32)

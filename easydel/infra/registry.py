@@ -1,0 +1,157 @@
+"""Which class serves which task for which `model_type`.
+
+`FAMILIES` is the one table of names: families are imported when one of their names is asked for.
+Classes registered by users stand beside them with the same rights.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from easydel.errors import UnsupportedError
+from easydel.paths import nearest
+
+T = TypeVar("T", bound=type)
+
+
+class TaskType(StrEnum):
+    """What a model is for; the values are `model.model_task`."""
+
+    BASE = "base"
+    CAUSAL_LM = "causal-lm"
+    SEQ2SEQ = "seq2seq"
+    MASKED_LM = "masked-lm"
+    SEQUENCE_CLASSIFICATION = "sequence-classification"
+    TOKEN_CLASSIFICATION = "token-classification"
+    QUESTION_ANSWERING = "question-answering"
+    EMBEDDING = "embedding"
+    IMAGE_TEXT_TO_TEXT = "image-text-to-text"
+    IMAGE_CLASSIFICATION = "image-classification"
+    SPEECH_SEQ2SEQ = "speech-seq2seq"
+
+
+SUFFIXES: dict[TaskType, str] = {
+    TaskType.BASE: "Model",
+    TaskType.CAUSAL_LM: "ForCausalLM",
+    TaskType.SEQUENCE_CLASSIFICATION: "ForSequenceClassification",
+}
+
+# model_type -> (module, class name prefix, tasks). Class names follow transformers: prefix + suffix of the task.
+_DECODER = (TaskType.BASE, TaskType.CAUSAL_LM, TaskType.SEQUENCE_CLASSIFICATION)
+FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
+    "llama": ("easydel.models.llama", "Llama", _DECODER),
+}
+
+_CONFIGS: dict[str, type] = {}
+_MODULES: dict[tuple[TaskType, str], type] = {}
+
+
+def family_names() -> dict[str, str]:
+    """Return every public name of the built-in families (configs and classes) → the module that defines it."""
+    names = {}
+    for module, prefix, tasks in FAMILIES.values():
+        names[f"{prefix}Config"] = module
+        names |= {prefix + SUFFIXES[task]: module for task in tasks}
+    return names
+
+
+def _load_family(model_type: str) -> None:
+    if model_type in FAMILIES and model_type not in _CONFIGS:
+        importlib.import_module(FAMILIES[model_type][0])
+
+
+def register_config(model_type: str) -> Callable[[T], T]:
+    """Class decorator: make a config class known under `model_type`.
+
+    Raises:
+        ValueError: another class is registered under this name, or the class says it is another `model_type`.
+    """
+
+    def register(config: T) -> T:
+        _check_free(_CONFIGS.get(model_type), config, f"model_type {model_type!r}")
+        if getattr(config, "model_type", "") not in ("", model_type):
+            raise ValueError(f"{config.__name__}.model_type is {config.model_type!r}, but is registered as {model_type!r}")
+        config.model_type = model_type
+        _CONFIGS[model_type] = config
+        return config
+
+    return register
+
+
+def register_module(task: TaskType | str, config: type, model_type: str | None = None) -> Callable[[T], T]:
+    """Class decorator: make a module the one that serves `task` for `model_type`.
+
+    Args:
+        task: a `TaskType` or its value, such as `"causal-lm"`.
+        config: the config class; it becomes the module's `config_class` (and is registered if it is not yet).
+        model_type: defaults to `config.model_type`.
+
+    Raises:
+        ValueError: no `model_type`, an unknown task, or the place is taken by another class.
+    """
+    task = as_task(task)
+    name = model_type or getattr(config, "model_type", "")
+    if not name:
+        raise ValueError(f"{config.__name__} has no model_type: give it one, or pass model_type=")
+    if name not in _CONFIGS:
+        register_config(name)(config)
+
+    def register(module: T) -> T:
+        _check_free(_MODULES.get((task, name)), module, f"task {task.value!r} of model_type {name!r}")
+        module.config_class, module.model_task, module.model_type = config, task.value, name
+        _MODULES[task, name] = module
+        return module
+
+    return register
+
+
+def _check_free(taken: type | None, cls: type, place: str) -> None:
+    # The same definition executed again (a reloaded module, a notebook cell) takes its own place back.
+    if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(f"{place} is already taken by {taken.__module__}.{taken.__qualname__}")
+
+
+def as_task(task: TaskType | str) -> TaskType:
+    """Return the `TaskType` of a value.
+
+    Raises:
+        ValueError: there is no such task; the known ones are listed.
+    """
+    try:
+        return TaskType(task)
+    except ValueError:
+        raise ValueError(f"unknown task {task!r}; known: {', '.join(t.value for t in TaskType)}") from None
+
+
+def get_config_class(model_type: str) -> type:
+    """Return the config class of a `model_type`.
+
+    Raises:
+        UnsupportedError: unknown; names it and lists the known ones.
+    """
+    _load_family(model_type)
+    if model_type not in _CONFIGS:
+        raise UnsupportedError(_unknown(f"model_type {model_type!r}", model_type, sorted({*FAMILIES, *_CONFIGS})))
+    return _CONFIGS[model_type]
+
+
+def get_module_class(task: TaskType | str, model_type: str) -> type[Any]:
+    """Return the class that serves `task` for `model_type`.
+
+    Raises:
+        UnsupportedError: unknown `model_type`, or it does not offer the task; what is known is listed.
+    """
+    task = as_task(task)
+    get_config_class(model_type)
+    if (task, model_type) not in _MODULES:
+        offered = sorted(t.value for t, name in _MODULES if name == model_type)
+        raise UnsupportedError(_unknown(f"task {task.value!r} of model_type {model_type!r}", task.value, offered))
+    return _MODULES[task, model_type]
+
+
+def _unknown(what: str, name: str, known: list[str]) -> str:
+    near = nearest(name, known)
+    return f"{what} is not supported{f' (did you mean {near[0]!r}?)' if near else ''}; known: {', '.join(known) or 'none'}"

@@ -1,0 +1,78 @@
+"""What the base class shows of its variables, and how it takes them back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from easydel.paths import flatten, named_modules, named_variables, nearest
+
+
+def param_arrays(module: nnx.Module) -> dict[str, jax.Array]:
+    """Return path → parameter array (no copies)."""
+    return {path: variable.get_value() for path, variable in named_variables(module, nnx.Param).items()}
+
+
+def abstract(array: Any) -> jax.ShapeDtypeStruct:
+    """Return shape and dtype of an array, with its sharding if it lies on a mesh."""
+    sharding = getattr(array, "sharding", None)
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding if isinstance(sharding, NamedSharding) else None)
+
+
+def merge_params(module: nnx.Module, tree: Mapping[Any, Any] | nnx.State) -> None:
+    """Put a (partial) tree of parameters in place.
+
+    Raises:
+        ValueError: unknown paths, wrong shapes, or integers for a float parameter; all listed, nothing changed.
+    """
+    variables = named_variables(module, nnx.Param)
+    new = flatten(tree)
+    problems = []
+    for path, value in new.items():
+        if path not in variables:
+            near = nearest(path, variables)
+            problems.append(f"{path}: the model has no such parameter{f' (nearest: {near[0]})' if near else ''}")
+            continue
+        held = variables[path].get_value()
+        if jnp.shape(value) != held.shape:
+            problems.append(f"{path}: expected shape {held.shape}, got {jnp.shape(value)}")
+        elif is_float(held) and not is_float(value):
+            problems.append(f"{path}: expected floating-point values, got {jnp.result_type(value)}")
+    if problems:
+        raise ValueError("these parameters cannot be merged:\n  " + "\n  ".join(problems))
+    for path, value in new.items():
+        variables[path].set_value(value if isinstance(value, jax.ShapeDtypeStruct) else jnp.asarray(value))
+
+
+def is_float(value: Any) -> bool:
+    """Whether an array or dtype holder is floating point."""
+    dtype = value.dtype if hasattr(value, "dtype") else jnp.result_type(value)
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+def cast(module: nnx.Module, dtype: Any) -> None:
+    """Store floating parameters in `dtype` and have every submodule compute in it.
+
+    Raises:
+        ValueError: `dtype` is not a floating-point type.
+    """
+    dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"to_dtype takes a floating-point dtype such as jnp.bfloat16, got {dtype}")
+    for variable in named_variables(module, nnx.Param).values():
+        value = variable.get_value()
+        if not is_float(value) or value.dtype == dtype:
+            continue
+        if isinstance(value, jax.ShapeDtypeStruct):
+            variable.set_value(jax.ShapeDtypeStruct(value.shape, dtype, sharding=value.sharding))
+        else:
+            variable.set_value(value.astype(dtype))
+    for submodule in named_modules(module).values():
+        for name in ("dtype", "param_dtype"):
+            if hasattr(submodule, name):
+                setattr(submodule, name, dtype)

@@ -1,0 +1,23 @@
+"""Building blocks that families share."""
+
+from easydel.layers.activations import activation
+from easydel.layers.attention import Attention, AttentionMask
+from easydel.layers.embedding import Embed
+from easydel.layers.linear import Linear
+from easydel.layers.mlp import GatedMLP
+from easydel.layers.norms import RMSNorm
+from easydel.layers.rotary import RotaryEmbedding
+from easydel.layers.stack import LayerInputs, LayerStack
+
+__all__ = [
+    "Attention",
+    "AttentionMask",
+    "Embed",
+    "GatedMLP",
+    "LayerInputs",
+    "LayerStack",
+    "Linear",
+    "RMSNorm",
+    "RotaryEmbedding",
+    "activation",
+]

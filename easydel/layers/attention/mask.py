@@ -1,0 +1,66 @@
+"""Who may attend to whom, kept as its parts so that whole blocks can be left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AttentionMask:
+    """A mask by slots: places in the sequence, padding included.
+
+    Attributes:
+        key_valid: bool `[batch, keys]`, which keys hold a token; `None`: all.
+        offset: int32 `[]`, the slot of the first query; `None`: 0, and known at trace time.
+        query_segments: int `[batch, queries]`; tokens see only their own segment.
+        key_segments: int `[batch, keys]`.
+        causal: whether a query sees no later slot (static).
+        window: how many slots a query sees, itself included; `None`: all (static).
+    """
+
+    key_valid: jax.Array | None = None
+    offset: jax.Array | None = None
+    query_segments: jax.Array | None = None
+    key_segments: jax.Array | None = None
+    causal: bool = field(default=True, metadata={"static": True})
+    window: int | None = field(default=None, metadata={"static": True})
+
+    def with_window(self, window: int | None) -> AttentionMask:
+        """Return the mask with another window."""
+        return replace(self, window=window)
+
+    def visible(self, queries: range, keys: range) -> jax.Array | None:
+        """Return the mask of a block of queries and keys, bool `[batch or 1, 1, queries, keys]`; `None`: all visible."""
+        parts = []
+        if self.causal or self.window is not None:
+            first = 0 if self.offset is None else self.offset
+            query_slots = first + jnp.arange(queries.start, queries.stop)[:, None]
+            key_slots = jnp.arange(keys.start, keys.stop)[None, :]
+            if self.causal:
+                parts.append((key_slots <= query_slots)[None, None])
+            if self.window is not None:
+                parts.append((key_slots > query_slots - self.window)[None, None])
+        if self.key_valid is not None:
+            parts.append(self.key_valid[:, None, None, keys.start : keys.stop])
+        if self.query_segments is not None and self.key_segments is not None:
+            query = self.query_segments[:, queries.start : queries.stop]
+            key = self.key_segments[:, keys.start : keys.stop]
+            parts.append((query[:, :, None] == key[:, None, :])[:, None])
+        if not parts:
+            return None
+        mask = parts[0]
+        for part in parts[1:]:
+            mask = mask & part
+        return mask
+
+    def key_range(self, queries: range, keys: int) -> range:
+        """Return the keys that a block of queries can see at all, as far as that is known at trace time."""
+        if self.offset is not None:
+            return range(keys)
+        stop = min(queries.stop, keys) if self.causal else keys
+        start = 0 if self.window is None else max(0, queries.start - self.window + 1)
+        return range(min(start, max(stop - 1, 0)), stop)

@@ -1,0 +1,155 @@
+"""Ways to compute `softmax(q·k·scale) · v`; all give the same numbers.
+
+Shapes: query `[batch, queries, heads, dim]`, key and value `[batch, keys, kv_heads, dim]`; `heads` is a multiple
+of `kv_heads` (grouped-query attention, arXiv:2305.13245).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from easydel.errors import UnsupportedError
+from easydel.layers.attention.mask import AttentionMask
+
+MAX_BLOCKS = 16
+"""The blockwise mechanism makes its blocks larger rather than more of them: each is compiled on its own."""
+
+Dropout = Callable[[jax.Array], jax.Array]
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: AttentionMask,
+    *,
+    mechanism: str,
+    scale: float,
+    block_size: int = 128,
+    softcap: float | None = None,
+    precision: Any = None,
+    dropout: Dropout | None = None,
+    return_weights: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Compute attention.
+
+    Args:
+        query: `[batch, queries, heads, dim]`.
+        key: `[batch, keys, kv_heads, dim]`.
+        value: `[batch, keys, kv_heads, dim]`.
+        mask: who may attend to whom.
+        mechanism: `"auto"`, `"vanilla"`, `"sdpa"` or `"blockwise"`.
+        scale: factor of the products.
+        block_size: queries per block (blockwise).
+        softcap: products `p` become `softcap · tanh(p / softcap)`.
+        precision: of the products.
+        dropout: applied to the weights, if active.
+        return_weights: whether the weights are wanted; they are computed by the vanilla mechanism.
+
+    Returns:
+        `[batch, queries, heads, dim]` in the query's dtype, and the weights `[batch, heads, queries, keys]` or `None`.
+
+    Raises:
+        UnsupportedError: `"sdpa"` was asked for with a soft-cap or dropout.
+    """
+    if mechanism == "auto":
+        mechanism = _choose(query, mask, block_size, plain=softcap is None and dropout is None)
+    if mechanism == "sdpa" and (softcap is not None or dropout is not None):
+        what = "soft-capping" if softcap is not None else "dropout on attention weights"
+        raise UnsupportedError(f"attn_mechanism='sdpa' with {what} is not supported; use 'auto', 'vanilla' or 'blockwise'")
+    options: dict[str, Any] = {"scale": scale, "softcap": softcap, "precision": precision, "dropout": dropout}
+    if mechanism == "vanilla" or return_weights:
+        out, weights = vanilla(query, key, value, mask, **options)
+        return out, weights if return_weights else None
+    if mechanism == "sdpa":
+        return sdpa(query, key, value, mask, scale=scale, precision=precision), None
+    return blockwise(query, key, value, mask, block_size=block_size, **options), None
+
+
+def _choose(query: jax.Array, mask: AttentionMask, block_size: int, *, plain: bool) -> str:
+    half_precision = query.dtype in (jnp.bfloat16, jnp.float16)
+    if jax.default_backend() == "gpu" and half_precision and plain and query.shape[1] > 1:
+        return "sdpa"
+    skips_keys = mask.offset is None and (mask.causal or mask.window is not None)
+    return "blockwise" if skips_keys and query.shape[1] >= 2 * block_size else "vanilla"
+
+
+def vanilla(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: AttentionMask,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    precision: Any = None,
+    dropout: Dropout | None = None,
+    queries: range | None = None,
+    keys: range | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Compute all products at once; `queries` and `keys` say which part of the mask applies (all by default)."""
+    batch, length, heads, dim = query.shape
+    kv_heads = key.shape[2]
+    grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, dim)
+    products = jnp.einsum("bqkgd,btkd->bkgqt", grouped, key, precision=precision, preferred_element_type=jnp.float32)
+    products = products * scale
+    if softcap is not None:
+        products = softcap * jnp.tanh(products / softcap)
+    visible = mask.visible(queries or range(length), keys or range(key.shape[1]))
+    if visible is not None:
+        # Finite, so that a row that sees nothing (padding) gives numbers and not NaN.
+        products = jnp.where(visible[:, :, None], products, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(products, axis=-1).astype(query.dtype)
+    if dropout is not None:
+        weights = dropout(weights)
+    out = jnp.einsum("bkgqt,btkd->bqkgd", weights, value, precision=precision)
+    return out.reshape(batch, length, heads, value.shape[-1]), weights.reshape(batch, heads, length, -1)
+
+
+def blockwise(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask, *, block_size: int, **options: Any
+) -> jax.Array:
+    """Compute block of queries by block of queries, leaving out keys that no query of the block can see."""
+    length = query.shape[1]
+    size = max(block_size, -(-length // MAX_BLOCKS))
+    outputs = []
+    for start in range(0, length, size):
+        queries = range(start, min(start + size, length))
+        keys = mask.key_range(queries, key.shape[1])
+        part = slice(keys.start, keys.stop)
+        out, _ = vanilla(
+            query[:, start : queries.stop], key[:, part], value[:, part], mask, queries=queries, keys=keys, **options
+        )
+        outputs.append(out)
+    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+
+
+def sdpa(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask, *, scale: float, precision: Any
+) -> jax.Array:
+    """Use JAX's own attention: cuDNN's fused kernel in half precision on a GPU, XLA elsewhere."""
+    fused = jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16)
+    # Its causal order starts at the first key, which is ours only without a cache.
+    only_causal = mask.causal and mask.window is None and mask.key_valid is None and mask.query_segments is None
+    is_causal = only_causal and mask.offset is None
+    visible = None if is_causal else mask.visible(range(query.shape[1]), range(key.shape[1]))
+    with jax.default_matmul_precision(_precision_name(precision)):
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=visible,
+            scale=scale,
+            is_causal=is_causal,
+            implementation="cudnn" if fused else "xla",
+        )
+
+
+def _precision_name(precision: Any) -> Any:
+    if precision is None:
+        return jax.config.jax_default_matmul_precision
+    return precision.name.lower() if isinstance(precision, jax.lax.Precision) else precision

@@ -1,0 +1,30 @@
+"""Token embeddings."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from easydel.sharding import constrain
+
+
+class Embed(nnx.Embed):
+    """`nnx.Embed` (table `[vocab, features]`) whose table is split over its vocabulary only while it is looked up.
+
+    A table that is split over features as well would have its lookup answered by an all-to-all.
+    """
+
+    def __call__(self, inputs: jax.Array, out_sharding: object = None) -> jax.Array:
+        """Map token ids `[...]` to vectors `[..., features]`; an id outside the vocabulary gives NaN."""
+        if not jnp.issubdtype(inputs.dtype, jnp.integer):
+            raise ValueError(f"token ids must be integers, got {inputs.dtype}")
+        table = constrain(self.embedding.get_value(), "vocab", None)
+        # A negative id would count from the end of the table.
+        ids = jnp.where(inputs < 0, self.num_embeddings, inputs)
+        return jnp.take(table, ids, axis=0, mode="fill").astype(self.dtype)
+
+    def attend(self, query: jax.Array, out_sharding: object = None) -> jax.Array:
+        """Map `[..., features]` to logits `[..., vocab]`, for heads tied to the embedding."""
+        table = self.embedding.get_value().astype(self.dtype)
+        return jnp.einsum("...h,vh->...v", query.astype(self.dtype), table, precision=getattr(self, "precision", None))

@@ -1,0 +1,51 @@
+"""Feed-forward layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from easydel.layers.activations import activation
+from easydel.layers.linear import Linear, normal_init
+from easydel.sharding import constrain
+
+
+class GatedMLP(nnx.Module):
+    """`down(act(gate(x)) · up(x))` (arXiv:2002.05202)."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        act: str,
+        use_bias: bool = False,
+        init_stddev: float = 0.02,
+        dtype: Any,
+        param_dtype: Any,
+        precision: Any,
+        rngs: nnx.Rngs,
+    ) -> None:
+        def linear(features_in: int, features_out: int) -> Linear:
+            return Linear(
+                features_in,
+                features_out,
+                use_bias=use_bias,
+                kernel_init=normal_init(init_stddev),
+                dtype=dtype,
+                param_dtype=param_dtype,
+                precision=precision,
+                rngs=rngs,
+            )
+
+        self.gate_proj = linear(hidden_size, intermediate_size)
+        self.up_proj = linear(hidden_size, intermediate_size)
+        self.down_proj = linear(intermediate_size, hidden_size)
+        self.act = activation(act)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[batch, seq, hidden]` to the same shape."""
+        hidden = self.act(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(constrain(hidden, "batch", "sequence", "mlp"))

@@ -1,0 +1,43 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class RMSNorm(nnx.Module):
+    """`x / rms(x) · (offset + scale)` over the last axis, statistics in float32 (arXiv:1910.07467).
+
+    Args:
+        features: size of the last axis.
+        epsilon: added to the mean square.
+        offset: added to `scale`; 1 for families that store the scale as its distance from one.
+        dtype: of the result.
+        param_dtype: of the stored scale.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        epsilon: float,
+        offset: float = 0.0,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+    ) -> None:
+        self.scale = nnx.Param(jnp.full((features,), 1.0 - offset, param_dtype))
+        self.epsilon, self.offset = epsilon, offset
+        self.dtype, self.param_dtype = dtype, param_dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise `[..., features]`."""
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        scale = self.scale.get_value()
+        if self.offset:  # the sum is taken in float32, before the result is rounded
+            return (normed * (self.offset + scale.astype(jnp.float32))).astype(self.dtype)
+        return normed.astype(self.dtype) * scale.astype(self.dtype)

@@ -1,0 +1,167 @@
+"""Rotary position embeddings (arXiv:2104.09864) with every scaling that transformers knows.
+
+The scalings change the inverse frequencies; they are computed once, in float32 like transformers' own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from easydel.errors import UnsupportedError
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+
+class RotaryEmbedding:
+    """Cosines and sines of positions. Holds settings only (static, hashable), no variables.
+
+    Args:
+        parameters: `config.rope_parameters`: `rope_type`, `rope_theta` and what the type needs.
+        head_dim: size of a head; `partial_rotary_factor` of it is rotated.
+        max_position_embeddings: the longest sequence the unscaled frequencies were made for.
+
+    Raises:
+        UnsupportedError: an unknown `rope_type`.
+        ValueError: a parameter that the type needs is missing.
+    """
+
+    def __init__(self, parameters: Mapping[str, Any], *, head_dim: int, max_position_embeddings: int) -> None:
+        settings = {key: value for key, value in parameters.items() if value is not None}
+        self.rope_type = settings.get("rope_type", settings.get("type", "default"))
+        if self.rope_type not in ROPE_TYPES:
+            raise UnsupportedError(f"rope_type {self.rope_type!r} is not supported; known: {', '.join(ROPE_TYPES)}")
+        if "rope_theta" not in settings:
+            raise ValueError(f"rope_parameters lack 'rope_theta': got {dict(parameters)}")
+        self.dim = int(head_dim * settings.get("partial_rotary_factor", 1.0))
+        self.max_position_embeddings = max_position_embeddings
+        self.settings = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in settings.items()))
+        try:
+            self._inverse_frequencies()
+        except KeyError as error:
+            raise ValueError(f"rope_type {self.rope_type!r} needs rope_parameters[{error}]: got {settings}") from error
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.dim, self.max_position_embeddings, self.settings
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RotaryEmbedding) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __call__(self, positions: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+        """Return cosines and sines, `[batch, seq, dim]` in `dtype`, of int32 positions `[batch, seq]`."""
+        frequencies, scaling = self._inverse_frequencies()
+        inverse: jax.Array | np.ndarray = frequencies
+        if self.rope_type == "dynamic":
+            inverse = self._dynamic(jnp.max(positions) + 1)
+        elif self.rope_type == "longrope":
+            longest = jnp.max(positions) + 1
+            original = dict(self.settings)["original_max_position_embeddings"]
+            inverse = jnp.where(longest > original, self._longrope("long_factor")[0], frequencies)
+        angles = positions[..., None].astype(jnp.float32) * inverse
+        angles = jnp.concatenate([angles, angles], axis=-1)
+        return (jnp.cos(angles) * scaling).astype(dtype), (jnp.sin(angles) * scaling).astype(dtype)
+
+    def _inverse_frequencies(self) -> tuple[np.ndarray, float]:
+        """Return the inverse frequencies, float32 `[dim / 2]`, and the factor of cosines and sines."""
+        if self.rope_type == "linear":
+            return self._default() / np.float32(dict(self.settings)["factor"]), 1.0
+        if self.rope_type == "yarn":
+            return self._yarn()
+        if self.rope_type == "longrope":
+            return self._longrope("short_factor")
+        if self.rope_type == "llama3":
+            return self._llama3(), 1.0
+        if self.rope_type == "dynamic":
+            _ = dict(self.settings)["factor"]
+        return self._default(), 1.0
+
+    def _powers(self) -> np.ndarray:
+        base = np.float32(dict(self.settings)["rope_theta"])
+        return base ** (np.arange(0, self.dim, 2, dtype=np.float32) / np.float32(self.dim))
+
+    def _default(self) -> np.ndarray:
+        return np.float32(1.0) / self._powers()
+
+    def _dynamic(self, length: jax.Array) -> jax.Array:
+        """NTK scaling whose base grows with the sequence once it is longer than the original."""
+        settings, longest = dict(self.settings), self.max_position_embeddings
+        length = jnp.maximum(length, longest).astype(jnp.float32)
+        growth = settings["factor"] * length / longest - (settings["factor"] - 1)
+        base = settings["rope_theta"] * growth ** (self.dim / (self.dim - 2))
+        return 1.0 / base ** (jnp.arange(0, self.dim, 2, dtype=jnp.float32) / self.dim)
+
+    def _llama3(self) -> np.ndarray:
+        """Llama 3.1: long wavelengths are stretched, short ones kept, those between interpolated."""
+        settings, plain = dict(self.settings), self._default()
+        low, high = settings["low_freq_factor"], settings["high_freq_factor"]
+        original = settings["original_max_position_embeddings"]
+        wavelength = 2 * math.pi / plain
+        keep = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
+        return ((1 - keep) * plain / settings["factor"] + keep * plain).astype(np.float32)
+
+    def _longrope(self, which: str) -> tuple[np.ndarray, float]:
+        """LongRoPE (arXiv:2402.13753): a factor per frequency, one set for short and one for long sequences."""
+        settings = dict(self.settings)
+        original = settings["original_max_position_embeddings"]
+        factor = settings.get("factor", self.max_position_embeddings / original)
+        scaling = settings.get("attention_factor")
+        if scaling is None:
+            scaling = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+        factors = np.asarray(settings[which], np.float32)
+        if factors.shape != (self.dim // 2,):
+            raise ValueError(f"longrope: {which} needs {self.dim // 2} numbers, got {factors.size}")
+        return np.float32(1.0) / (factors * self._powers()), scaling
+
+    def _yarn(self) -> tuple[np.ndarray, float]:
+        """YaRN (arXiv:2309.00071): slow frequencies are interpolated, fast ones kept, a ramp between."""
+        settings = dict(self.settings)
+        original = settings["original_max_position_embeddings"]
+        factor = settings.get("factor", self.max_position_embeddings / original)
+
+        def dimension(rotations: float) -> float:
+            turns = math.log(original / (rotations * 2 * math.pi))
+            return self.dim * turns / (2 * math.log(settings["rope_theta"]))
+
+        low, high = dimension(settings.get("beta_fast") or 32), dimension(settings.get("beta_slow") or 1)
+        if settings.get("truncate", True):
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, self.dim - 1)
+        width = high - low or 0.001
+        ramp = np.clip((np.arange(self.dim // 2, dtype=np.float32) - low) / width, 0.0, 1.0)
+        plain = self._default()
+        return (plain / np.float32(factor) * ramp + plain * (1 - ramp)).astype(np.float32), _yarn_scaling(settings, factor)
+
+
+def _yarn_scaling(settings: Mapping[str, Any], factor: float) -> float:
+    if settings.get("attention_factor") is not None:
+        return settings["attention_factor"]
+
+    def magnitude(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    weight, weight_all = settings.get("mscale"), settings.get("mscale_all_dim")
+    return magnitude(weight) / magnitude(weight_all) if weight and weight_all else magnitude(1.0)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate heads.
+
+    Args:
+        x: `[batch, seq, heads, head_dim]`; its first `dim` features are rotated, in halves (not interleaved).
+        cos: `[batch, seq, dim]`.
+        sin: `[batch, seq, dim]`.
+    """
+    dim = cos.shape[-1]
+    turned, rest = x[..., :dim], x[..., dim:]
+    first, second = jnp.split(turned, 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    turned = turned * cos + jnp.concatenate([-second, first], axis=-1) * sin
+    return turned if rest.shape[-1] == 0 else jnp.concatenate([turned, rest], axis=-1)

@@ -1,0 +1,84 @@
+"""What a forward pass returns: dataclasses that are pytrees."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, dataclass_transform
+
+import jax
+
+
+@dataclass_transform(field_specifiers=(dataclasses.field,))
+def _pytree(cls: type) -> type:
+    cls = dataclasses.dataclass(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    return jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
+
+
+@_pytree
+class ModelOutput:
+    """Base of all outputs: attributes, `output["name"]`, and iteration over the names of what is set."""
+
+    def keys(self) -> list[str]:
+        """Return the names of the fields that are set."""
+        return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.keys():
+            raise KeyError(f"{type(self).__name__} holds no {name!r}; it holds {', '.join(self.keys())}")
+        return getattr(self, name)
+
+    def __iter__(self) -> Any:
+        return iter(self.keys())
+
+    def replace(self, **changes: Any) -> ModelOutput:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@_pytree
+class BaseModelOutput(ModelOutput):
+    """Output of a backbone.
+
+    Attributes:
+        last_hidden_state: `[batch, seq, hidden]`, after the final norm.
+        cache: the updated cache, if one was given.
+        hidden_states: if asked for: the embeddings, each layer's output, the last one after the final norm.
+        attentions: if asked for: per layer the weights, `[batch, heads, query, key]`.
+    """
+
+    last_hidden_state: jax.Array | None = None
+    cache: Any = None
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+
+
+@_pytree
+class CausalLMOutput(ModelOutput):
+    """Output of a language model: `logits` `[batch, seq, vocab]` in the compute dtype, `loss` float32 `[]`."""
+
+    logits: jax.Array | None = None
+    loss: jax.Array | None = None
+    cache: Any = None
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+    auxiliary_loss: jax.Array | None = None
+
+
+@_pytree
+class SequenceClassifierOutput(ModelOutput):
+    """Output of a sequence classifier: `logits` `[batch, labels]` in the compute dtype, `loss` float32 `[]`."""
+
+    logits: jax.Array | None = None
+    loss: jax.Array | None = None
+    cache: Any = None
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+    auxiliary_loss: jax.Array | None = None
+
+
+@_pytree
+class GenerationOutput(ModelOutput):
+    """Output of `generate`: `sequences` int32 `[batch, prompt + new]`, padded after the end-of-text token."""
+
+    sequences: jax.Array | None = None

@@ -1,0 +1,110 @@
+"""Names of what a module holds: `/`-joined paths, the one spelling every other room uses.
+
+A path joins attribute names and list positions with `/`, for example
+`model/layers/0/self_attn/q_proj/kernel`. Sharding rules, quantization and LoRA patterns, weight
+tables and the nested dictionaries of `model.params` all speak of variables by these paths, so this
+is the only file that knows how flax.nnx lays a module out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from flax import nnx
+
+Key = str | int
+
+
+def _join(parts: tuple[Key, ...]) -> str:
+    for part in parts:
+        if isinstance(part, str) and (part.isdigit() or "/" in part):
+            raise ValueError(
+                f"the attribute or nnx.Dict key {part!r} (in {'/'.join(map(str, parts))}) would make paths ambiguous: "
+                "names must not be all digits (those are list positions) and must not contain '/'"
+            )
+    return "/".join(map(str, parts))
+
+
+def _walk(module: Any) -> Iterator[tuple[str, Any]]:
+    for parts, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.Variable | nnx.Module):
+            yield _join(parts), node
+
+
+def _natural(path: str) -> list[tuple[bool, int, str]]:
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.split("/")]
+
+
+def named_variables(module: nnx.Module, kind: type[nnx.Variable] = nnx.Variable) -> dict[str, nnx.Variable]:
+    """Return every variable of `kind` (shared ones once) by path, layers in numeric order."""
+    found = {path: node for path, node in _walk(module) if isinstance(node, kind)}
+    return {path: found[path] for path in sorted(found, key=_natural)}
+
+
+def named_modules(module: nnx.Module) -> dict[str, nnx.Module]:
+    """Return every submodule (shared ones once) by path; the root's path is the empty string."""
+    found = {path: node for path, node in _walk(module) if isinstance(node, nnx.Module)}
+    return {path: found[path] for path in sorted(found, key=_natural)}
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn `{"a/b": x}` into `{"a": {"b": x}}`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn a nested mapping (a `dict` or `nnx.State`, string or integer keys) into `{path: leaf}`.
+
+    Variables are replaced by the arrays they hold.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}/{key}" if prefix else str(key)
+        if isinstance(value, Mapping | nnx.State):
+            flat |= flatten(value, path)
+        else:
+            flat[path] = value.get_value() if isinstance(value, nnx.Variable) else value
+    return flat
+
+
+def to_state(tree: Mapping[Any, Any]) -> nnx.State:
+    """Turn a nested mapping into the `nnx.State` that `nnx.merge` takes.
+
+    `nnx.merge` pairs leaves with their places *by sorted order*, and `"10"` sorts before `"2"`: list
+    positions must be integers again, or layers would silently change places.
+    """
+    items = ((tuple(int(p) if p.isdigit() else p for p in path.split("/")), x) for path, x in flatten(tree).items())
+    return nnx.from_flat_state(sorted(items, key=lambda item: [(isinstance(p, str), p) for p in item[0]]))
+
+
+def matching(pattern: str, paths: Iterable[str], *, what: str = "path") -> list[str]:
+    """Return the paths in which `pattern` is found (`re.search`).
+
+    Raises:
+        ValueError: the pattern is no regular expression, or matches nothing; the nearest paths are named.
+    """
+    paths = list(paths)
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    if found := [path for path in paths if compiled.search(path)]:
+        return found
+    hint = f"; nearest: {', '.join(near)}" if (near := nearest(pattern, paths)) else ""
+    raise ValueError(f"the pattern {pattern!r} matches no {what}{hint}")
+
+
+def nearest(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
+    """Return up to `count` candidates that look most like `name` (for error messages)."""
+    plain = re.sub(r"[\\^$.*+?()\[\]{}|]", "", name)
+    return difflib.get_close_matches(plain, list(candidates), n=count, cutoff=0.3)

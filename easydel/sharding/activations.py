@@ -1,0 +1,57 @@
+"""Constraints on activations, spoken in roles (batch, sequence, heads, …) instead of mesh axes.
+
+The mesh is ambient: the base class sets it around a forward pass, layers call `constrain` without
+knowing of meshes, and outside any mesh it does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from easydel.sharding.placement import fit_spec
+
+_MESH: ContextVar[Mesh | None] = ContextVar("easydel_activation_mesh", default=None)
+
+ROLES: dict[str, tuple[str, ...]] = {
+    "batch": ("dp", "fsdp"),
+    "sequence": ("sp",),
+    "heads": ("tp",),
+    "mlp": ("tp",),
+    "vocab": ("tp",),
+    "experts": ("ep",),
+}
+
+
+@contextlib.contextmanager
+def activation_mesh(mesh: Mesh | None) -> Iterator[None]:
+    """Make `mesh` the one that `constrain` uses inside the block (`None`: no constraints)."""
+    token = _MESH.set(mesh)
+    try:
+        yield
+    finally:
+        _MESH.reset(token)
+
+
+def constrain(x: jax.Array, *roles: str | None) -> jax.Array:
+    """Ask the compiler to split the dimensions of `x` by their roles, one role (or `None`) per dimension.
+
+    Axes that the mesh lacks, or that do not divide a dimension, are left out. Only under `jit`: an eager
+    array stays where it is.
+    """
+    mesh = _MESH.get()
+    if mesh is None or mesh.size == 1 or not isinstance(x, jax.core.Tracer):
+        return x
+    axes = [tuple(a for a in ROLES[role] if a in mesh.shape) if role else () for role in roles]
+    spec = fit_spec(PartitionSpec(*(entry or None for entry in axes)), x.shape, mesh)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def sequence_is_split() -> bool:
+    """Whether the ambient mesh splits sequences, so that batch and sequence must not be merged into one dimension."""
+    mesh = _MESH.get()
+    return mesh is not None and mesh.shape.get("sp", 1) > 1

@@ -1,0 +1,1 @@
+"""Scripts that make what the package carries; not part of the package."""

@@ -1,0 +1,1 @@
+"""Builds the embedded model: `python -m scripts.train_embedded` (see README.md beside this file)."""

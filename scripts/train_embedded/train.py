@@ -1,0 +1,131 @@
+"""The training run: AdamW, warmup and cosine decay, checkpoints from which it is taken up again."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tokenizers import Tokenizer
+
+from easydel import LlamaConfig, LlamaForCausalLM
+from easydel.infra.base_state import EasyDeLState
+from easydel.training import StepReport, WindowedText, fit, measure_perplexity
+from easydel.training.data import Batch
+from scripts.train_embedded.corpus import Document
+from scripts.train_embedded.tokenizer import BEGIN, END
+
+CONTEXT = 512
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained how; the tokens of a step stay the same when the windows grow."""
+
+    steps: int = 5000
+    tokens_per_step: int = 2048
+    length: int = 256
+    long_length: int = CONTEXT
+    long_share: float = 0.1
+    peak_rate: float = 2e-3
+    warmup_steps: int = 200
+    seed: int = 0
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW with clipped gradients; norms are not decayed."""
+        rate = optax.warmup_cosine_decay_schedule(0.0, self.peak_rate, self.warmup_steps, self.steps, self.peak_rate / 50)
+        decayed = lambda params: jax.tree.map(lambda array: array.ndim > 1, params)  # noqa: E731
+        adamw = optax.adamw(rate, b1=0.9, b2=0.98, weight_decay=0.1, mask=decayed)
+        return optax.chain(optax.clip_by_global_norm(1.0), adamw)
+
+
+def model_config(vocab_size: int) -> LlamaConfig:
+    """Return the shape of the embedded model: 4.1 M parameters, 8.3 MB in bfloat16."""
+    return LlamaConfig(
+        vocab_size=vocab_size, hidden_size=224, intermediate_size=576, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=0,
+        eos_token_id=1, pad_token_id=1, dtype="bfloat16",
+    )  # fmt: skip
+
+
+def encode(tokenizer: Tokenizer, documents: list[Document]) -> np.ndarray:
+    """Return the tokens of all documents in one row, `<|end|>` after each."""
+    end = tokenizer.token_to_id(END)
+    pieces = tokenizer.encode_batch([document.text for document in documents], add_special_tokens=False)
+    return np.concatenate([np.array([*piece.ids, end], np.int32) for piece in pieces])
+
+
+@dataclass
+class Run:
+    """A training run in a folder; `seconds` is the time spent in it, over all its parts."""
+
+    recipe: Recipe
+    tokenizer: Tokenizer
+    train: np.ndarray
+    validation: np.ndarray
+    folder: Path
+    seconds: float = 0.0
+    log: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Cut the texts into windows."""
+        begin = self.tokenizer.token_to_id(BEGIN)
+        self.short = WindowedText(self.train, self.recipe.length, begin)
+        self.long = WindowedText(self.train, self.recipe.long_length, begin)
+        self.held_out = WindowedText(self.validation, self.recipe.length, begin)
+
+    def batch_of(self, step: int) -> Batch:
+        """Return the batch of a step; the last ones have the full context."""
+        text = self.short if step < self.recipe.steps * (1 - self.recipe.long_share) else self.long
+        return text.train_batch(step, self.recipe.tokens_per_step // text.length, self.recipe.seed)
+
+    def start(self) -> EasyDeLState:
+        """Return the state of the last checkpoint, else a fresh one."""
+        from flax import nnx
+
+        config = model_config(self.tokenizer.get_vocab_size())
+        state = LlamaForCausalLM(config, rngs=nnx.Rngs(self.recipe.seed)).to_state(self.recipe.optimizer())
+        if not self.checkpoint.exists():
+            return state
+        leaves, structure = jax.tree.flatten(state)
+        with np.load(self.checkpoint) as saved:
+            self.seconds = float(saved["seconds"])
+            return jax.tree.unflatten(structure, [jnp.asarray(saved[str(i)]) for i in range(len(leaves))])
+
+    @property
+    def checkpoint(self) -> Path:
+        """File of the last checkpoint."""
+        return self.folder / "checkpoint.npz"
+
+    def save(self, state: EasyDeLState) -> None:
+        """Write a checkpoint; a run that is stopped while writing keeps the one before."""
+        arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+        new = self.folder / "new.npz"
+        np.savez(new, seconds=self.seconds, **arrays)  # type: ignore[arg-type]
+        new.replace(self.checkpoint)
+
+    def go(self, every: int = 250) -> EasyDeLState:
+        """Train to the end; each `every` steps report, measure a part of the validation text and save."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        losses: list[float] = []
+        last = time.perf_counter()
+
+        def on_step(state: EasyDeLState, report: StepReport) -> None:
+            nonlocal last
+            losses.append(report.loss)
+            if report.step % 25 and report.step != self.recipe.steps:
+                return
+            line = f"step {report.step} loss {np.mean(losses[-25:]):.3f} tokens/s {report.tokens_per_second:.0f}"
+            if report.step % every == 0 or report.step == self.recipe.steps:
+                now = time.perf_counter()
+                self.seconds, last = self.seconds + now - last, now
+                self.save(state)
+                part = measure_perplexity(state.model, self.held_out.eval_batches(8, limit=64))
+                line += f" validation {part.per_token:.2f} after {self.seconds:.0f} s"
+            print(line, flush=True)
+
+        return fit(self.start(), self.batch_of, self.recipe.steps, on_step)
