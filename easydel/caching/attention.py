@@ -33,6 +33,11 @@ class AttentionCache:
             value=_constrained(jax.lax.dynamic_update_slice(self.value, value.astype(self.value.dtype), at)),
         )
 
+    def grow(self, max_length: int) -> AttentionCache:
+        """Return the cache with room for `max_length` positions."""
+        more = ((0, 0), (0, max_length - self.key.shape[1]), (0, 0), (0, 0))
+        return AttentionCache(key=_constrained(jnp.pad(self.key, more)), value=_constrained(jnp.pad(self.value, more)))
+
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return _constrained(jnp.zeros(shape, dtype))

@@ -73,6 +73,13 @@ class Cache:
         """Return the cache with the layers' updated caches."""
         return replace(self, layers=layers)
 
+    def grow(self, max_length: int) -> Cache:
+        """Return the cache with room for `max_length` positions (not fewer than it has)."""
+        if max_length < self.max_length:
+            raise ValueError(f"a cache of {self.max_length} positions cannot grow to {max_length}")
+        valid = jnp.pad(self.valid, ((0, 0), (0, max_length - self.max_length)))
+        return replace(self, valid=valid, layers=tuple(layer.grow(max_length) for layer in self.layers))
+
     def _check(self, attention_mask: jax.Array | None, batch: int, length: int) -> None:
         if batch != self.valid.shape[0]:
             raise ValueError(f"the cache was made for batch_size={self.valid.shape[0]}, the input has {batch} rows")

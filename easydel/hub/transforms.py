@@ -22,8 +22,8 @@ Shape = tuple[int, ...]
 class Transform(Protocol):
     """What a rule needs of its transform."""
 
-    def load(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Turn the sources' arrays into the targets' (views are fine)."""
+    def load(self, arrays: Sequence[np.ndarray], targets: Sequence[Shape]) -> list[np.ndarray]:
+        """Turn the sources' arrays into the targets', which have these shapes (views are fine)."""
 
     def save(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Turn the targets' arrays into the sources'."""
@@ -41,7 +41,7 @@ class Permute:
 
     axes: tuple[int, ...] | None = None
 
-    def load(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def load(self, arrays: Sequence[np.ndarray], targets: Sequence[Shape]) -> list[np.ndarray]:
         return [array if self.axes is None else array.transpose(self.axes) for array in arrays]
 
     def save(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -68,8 +68,8 @@ class Stack:
 
     inner: Permute = IDENTITY
 
-    def load(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [np.stack(self.inner.load(arrays))]
+    def load(self, arrays: Sequence[np.ndarray], targets: Sequence[Shape]) -> list[np.ndarray]:
+        return [np.stack(self.inner.load(arrays, targets))]
 
     def save(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         return self.inner.save(list(arrays[0]))
@@ -88,8 +88,9 @@ class Split:
     axis: int = 0
     inner: Permute = IDENTITY
 
-    def load(self, arrays: Sequence[np.ndarray], sizes: Sequence[int] = ()) -> list[np.ndarray]:
-        return self.inner.load(np.split(arrays[0], np.cumsum(sizes)[:-1], self.axis))
+    def load(self, arrays: Sequence[np.ndarray], targets: Sequence[Shape]) -> list[np.ndarray]:
+        sizes = [shape[self.axis] for shape in self.inner.source_shapes(targets)]
+        return self.inner.load(np.split(arrays[0], np.cumsum(sizes)[:-1], self.axis), targets)
 
     def save(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [np.concatenate(self.inner.save(arrays), self.axis)]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
+from easydel.calls import logits_of
 from easydel.infra import flops, forward, functional, placing, views
 from easydel.infra.mixins.bridge import EasyBridgeMixin
 from easydel.infra.mixins.generation import EasyGenerationMixin
@@ -250,7 +251,7 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
             The loss, float32 `[]`, and a mapping of metrics (`loss`, `accuracy`, `num_tokens`, …).
         """
         if logits is None:
-            logits = forward.logits_of(self(**self.prepare_inputs_for_call(**inputs)))  # type: ignore[operator]
+            logits = logits_of(self(**self.prepare_inputs_for_call(**inputs)))  # type: ignore[operator]
         elif inputs:
             raise TypeError(f"compute_loss with logits runs no forward pass: {', '.join(inputs)} would have no effect")
         return task_loss(self.model_task, logits, labels, config, self.config)

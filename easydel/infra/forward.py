@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from easydel.calls import forward_parameters, logits_of, takes_anything
 from easydel.loss import task_loss
 from easydel.outputs import CausalLMOutput, ModelOutput
 from easydel.paths import nearest
@@ -62,34 +63,6 @@ def _with_loss(model: Any, outputs: Any, labels: Any, loss_config: Any) -> Any:
     return outputs
 
 
-def logits_of(outputs: Any) -> jax.Array:
-    """Return the logits of an output object, or the bare array that they are.
-
-    Raises:
-        TypeError: there are none.
-    """
-    logits = outputs if isinstance(outputs, jax.Array) else getattr(outputs, "logits", None)
-    if logits is None:
-        raise TypeError(
-            f"{type(outputs).__name__} has no logits: a model must return an array of logits or an object with .logits "
-            "for losses and generation (a backbone alone has none)"
-        )
-    return logits
-
-
-def forward_parameters(model: Any) -> dict[str, inspect.Parameter]:
-    """Return the parameters of the model's `__call__`, without `self` and `**kwargs`."""
-    parameters = inspect.signature(type(model).__call__).parameters
-    named = {n: p for n, p in parameters.items() if p.kind in (_KINDS.POSITIONAL_OR_KEYWORD, _KINDS.KEYWORD_ONLY)}
-    named.pop("self", None)
-    return named
-
-
-def takes(model: Any, name: str) -> bool:
-    """Whether the forward pass declares the argument `name`."""
-    return name in forward_parameters(model)
-
-
 def static_arguments(model: Any) -> tuple[str, ...]:
     """Return the names of the arguments that must be static under `jax.jit`: flags and settings, not arrays."""
     return tuple(
@@ -110,7 +83,7 @@ def prepare_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """
     parameters = forward_parameters(model)
     accepted = {*parameters, "labels", "loss_config"}
-    any_name = any(p.kind is _KINDS.VAR_KEYWORD for p in inspect.signature(type(model).__call__).parameters.values())
+    any_name = takes_anything(model)
     prepared: dict[str, Any] = {}
     for name, value in inputs.items():
         if name not in accepted and not any_name:
@@ -133,7 +106,8 @@ def prepare_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _as_arrays(value: Any) -> Any:
     if isinstance(value, list | tuple | np.ndarray | np.generic):
         array = np.asarray(value)
-        return jnp.asarray(array.astype(np.int32) if array.dtype.kind in "iu" else array)
+        # device_put compiles nothing, jnp.asarray a program for each new shape.
+        return jax.device_put(array.astype(np.int32) if array.dtype.kind in "iu" else array)
     return value
 
 

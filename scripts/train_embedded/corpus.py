@@ -74,10 +74,7 @@ def _stubs(module: object) -> Iterator[str]:
         doc = inspect.getdoc(member) if callable(member) and not name.startswith("_") else None
         if not doc:
             continue
-        if isinstance(member, type):
-            header = f"class {name}:"
-        else:
-            header = f"def {name}{_signature(member)}:"
+        header = f"class {name}:" if isinstance(member, type) else f"def {name}{_signature(member)}:"
         body = "\n".join(f"    {line}" if line else "" for line in doc.splitlines())
         yield f'{header}\n    """{body.strip()}"""'
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from tokenizers import Tokenizer
 
 from easydel import LlamaConfig, LlamaForCausalLM
@@ -26,20 +28,22 @@ CONTEXT = 512
 class Recipe:
     """What is trained how; the tokens of a step stay the same when the windows grow."""
 
-    steps: int = 5000
-    tokens_per_step: int = 2048
+    steps: int = 7000
+    tokens_per_step: int = 1024
     length: int = 256
     long_length: int = CONTEXT
     long_share: float = 0.1
     peak_rate: float = 2e-3
-    warmup_steps: int = 200
+    warmup_steps: int = 300
     seed: int = 0
 
     def optimizer(self) -> optax.GradientTransformation:
         """AdamW with clipped gradients; norms are not decayed."""
-        rate = optax.warmup_cosine_decay_schedule(0.0, self.peak_rate, self.warmup_steps, self.steps, self.peak_rate / 50)
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, self.peak_rate, self.warmup_steps, self.steps, self.peak_rate / 50
+        )
         decayed = lambda params: jax.tree.map(lambda array: array.ndim > 1, params)  # noqa: E731
-        adamw = optax.adamw(rate, b1=0.9, b2=0.98, weight_decay=0.1, mask=decayed)
+        adamw = optax.adamw(rate, b1=0.9, b2=0.99, weight_decay=0.1, mask=decayed)
         return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
@@ -50,6 +54,10 @@ def model_config(vocab_size: int) -> LlamaConfig:
         num_key_value_heads=2, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=0,
         eos_token_id=1, pad_token_id=1, dtype="bfloat16",
     )  # fmt: skip
+
+
+def _is_matrix(params: Any) -> Any:
+    return jax.tree.map(lambda array: array.ndim > 1, params)
 
 
 def encode(tokenizer: Tokenizer, documents: list[Document]) -> np.ndarray:
@@ -69,14 +77,19 @@ class Run:
     validation: np.ndarray
     folder: Path
     seconds: float = 0.0
-    log: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Cut the texts into windows."""
+        self.short = self.windows(self.train, self.recipe.length)
+        self.long = self.windows(self.train, self.recipe.long_length)
+        self.held_out = self.windows(self.validation, self.recipe.length)
+
+    def windows(self, tokens: np.ndarray, length: int) -> WindowedText:
+        """Cut tokens into windows that start with `<|begin|>`."""
         begin = self.tokenizer.token_to_id(BEGIN)
-        self.short = WindowedText(self.train, self.recipe.length, begin)
-        self.long = WindowedText(self.train, self.recipe.long_length, begin)
-        self.held_out = WindowedText(self.validation, self.recipe.length, begin)
+        if begin is None:
+            raise ValueError(f"the tokenizer lacks {BEGIN}; make it with train_tokenizer")
+        return WindowedText(tokens, length, begin)
 
     def batch_of(self, step: int) -> Batch:
         """Return the batch of a step; the last ones have the full context."""
@@ -85,8 +98,6 @@ class Run:
 
     def start(self) -> EasyDeLState:
         """Return the state of the last checkpoint, else a fresh one."""
-        from flax import nnx
-
         config = model_config(self.tokenizer.get_vocab_size())
         state = LlamaForCausalLM(config, rngs=nnx.Rngs(self.recipe.seed)).to_state(self.recipe.optimizer())
         if not self.checkpoint.exists():

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from easydel.calls import takes
 from easydel.caching import Cache, LayerCache
 from easydel.paths import named_modules
 from easydel.sharding import activation_mesh
@@ -46,9 +46,7 @@ class OperationCacheMixin:
     @property
     def takes_cache(self) -> bool:
         """Whether the forward pass takes a `cache`."""
-        from easydel.infra.forward import takes
-
-        return takes(self, "cache") and isinstance(self, nnx.Module)
+        return takes(self, "cache")
 
 
 def _checked_starts(starts: Any, batch_size: int, max_length: int) -> jax.Array:

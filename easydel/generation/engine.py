@@ -1,0 +1,115 @@
+"""`generate` and `stream`: prompts in, tokens out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from easydel.calls import takes
+from easydel.generation.loop import Progress, begin, cached_loop
+from easydel.generation.options import GenerationOptions, resolve_options
+from easydel.generation.prompts import SHORTEST_CACHE, SHORTEST_PROMPT, align, bucket, check_prompt
+from easydel.generation.recompute import Prefix, recompute_loop
+from easydel.generation.sampling import Sampler
+from easydel.outputs import GenerationOutput
+
+# Runs until `limit` tokens are made or every row has ended.
+Advance = Callable[[int], Progress]
+
+
+def generate(model: Any, input_ids: Any, attention_mask: Any = None, **options: Any) -> GenerationOutput:
+    """Continue prompts; see `EasyGenerationMixin.generate`."""
+    ids, mask, resolved = _prepare(model, input_ids, attention_mask, options)
+    progress = _start(model, ids, mask, resolved)(resolved.max_new_tokens)
+    new = np.asarray(progress.tokens)[:, : int(progress.step)]
+    # device_put compiles nothing, jnp.asarray a program for each new shape.
+    return GenerationOutput(sequences=jax.device_put(np.concatenate([ids, new], axis=1)))
+
+
+def stream(model: Any, input_ids: Any, attention_mask: Any = None, **options: Any) -> Iterator[np.ndarray]:
+    """Yield the tokens of each step as they are made; see `EasyGenerationMixin.stream`."""
+    ids, mask, resolved = _prepare(model, input_ids, attention_mask, options)
+    advance = _start(model, ids, mask, resolved)
+    for made in range(1, resolved.max_new_tokens + 1):
+        progress = advance(made)
+        yield np.asarray(progress.current)
+        if np.asarray(progress.finished).all():
+            return
+
+
+def _prepare(
+    model: Any, input_ids: Any, attention_mask: Any, options: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray, GenerationOptions]:
+    ids, mask = check_prompt(input_ids, attention_mask, getattr(model.config, "vocab_size", None))
+    stored = model.generation_config.to_diff_dict() if model.generation_config is not None else {}
+    return ids, mask, resolve_options(options, stored, model.config, ids.shape[1])
+
+
+def _start(model: Any, ids: np.ndarray, mask: np.ndarray, options: GenerationOptions) -> Advance:
+    """Split the model once and return the function that makes tokens."""
+    graphdef, params, other = nnx.split(model, nnx.Param, ...)
+    content = model.config.content() if hasattr(model.config, "content") else repr(model.config)
+    with_cache = takes(model, "cache")
+    parts = (graphdef, content, params, other)
+    return (_with_cache if with_cache else _with_recompute)(model, parts, ids, mask, options)
+
+
+def _with_cache(model: Any, parts: Any, ids: np.ndarray, mask: np.ndarray, options: GenerationOptions) -> Advance:
+    graphdef, content, params, other = parts
+    width = bucket(int(mask.sum(axis=1).max()), SHORTEST_PROMPT)
+    loop = cached_loop(graphdef, content, bucket(width + options.max_new_tokens, SHORTEST_CACHE))
+    sampler = Sampler.create(options)
+    prompt, kept = align(ids, mask, width, left=True)
+    progress: Progress | None = None
+
+    def advance(limit: int) -> Progress:
+        nonlocal progress
+        if progress is None:
+            progress = loop.prefill(params, other, prompt, kept, np.uint32(options.seed), sampler)
+        if limit > 1:
+            progress = loop.decode(params, other, progress, sampler, np.int32(limit))
+        return progress
+
+    return advance
+
+
+def _with_recompute(model: Any, parts: Any, ids: np.ndarray, mask: np.ndarray, options: GenerationOptions) -> Advance:
+    graphdef, content, params, other = parts
+    warnings.warn(
+        f"{type(model).__name__} takes no cache: generate() runs the whole prefix again for every token",
+        stacklevel=5,
+    )
+    loop = recompute_loop(graphdef, content, takes(model, "attention_mask"))
+    sampler = Sampler.create(options)
+    lengths = mask.sum(axis=1).astype(np.int32)
+    width = bucket(int(lengths.max()) + options.max_new_tokens, SHORTEST_PROMPT)
+    prompt, _ = align(ids, mask, width, left=False)
+    if loop.padding_is_unseen(params, other, prompt, lengths):
+        progress = begin(Prefix(*jax.device_put((prompt, lengths))), len(ids), width, np.uint32(options.seed))
+
+        def advance(limit: int) -> Progress:
+            nonlocal progress
+            progress = loop.decode(params, other, progress, sampler, np.int32(limit))
+            return progress
+
+        return advance
+
+    if len(set(lengths.tolist())) > 1:
+        raise ValueError(
+            f"{type(model).__name__} lets padding change its results: prompts of different lengths {lengths.tolist()} "
+            "need a model that is causal or honours attention_mask; generate them one by one"
+        )
+    steps = loop.run_exactly(params, other, prompt, int(lengths[0]), sampler, options.seed, options.max_new_tokens)
+
+    def advance_exactly(limit: int) -> Progress:
+        for progress in steps:
+            if int(progress.step) >= limit or bool(progress.finished.all()):
+                return progress
+        return progress
+
+    return advance_exactly

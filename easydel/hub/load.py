@@ -1,0 +1,150 @@
+"""File to shard: build a module without memory, then read each parameter straight to its place."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from easydel.hub.match import Match, match_checkpoint
+from easydel.hub.place import place_link
+from easydel.hub.resolve import checkpoint_table
+from easydel.paths import named_modules, named_variables
+
+M = TypeVar("M", bound=nnx.Module)
+Shardings = Callable[[dict[str, jax.ShapeDtypeStruct]], Mapping[str, jax.sharding.Sharding]]
+LARGE = 200_000_000  # bytes from which a progress bar is shown
+
+
+def load_module(
+    build: Callable[[], M],
+    directory: str | Path,
+    *,
+    param_dtype: Any = None,
+    shardings: Shardings | None = None,
+    allow_new: Sequence[str] = (),
+    progress: bool = True,
+) -> M:
+    """Build a module whose parameters come from the checkpoint in `directory`.
+
+    `build` runs abstractly, so nothing is initialised that the checkpoint holds. Everything is checked before the
+    first tensor is read. No device holds more than its share plus one tensor.
+
+    Args:
+        build: makes the module, e.g. `lambda: LlamaForCausalLM(config, rngs=nnx.Rngs(0))`; its seeds initialise
+            whatever is new.
+        directory: as returned by `resolve_checkpoint`.
+        param_dtype: storage type of floating parameters; `None` keeps the file's, tensor by tensor.
+        shardings: called once with the shape and final dtype of every variable by path; returns placements. A path it
+            leaves out goes to the default device.
+        allow_new: regular expressions (of our paths or of checkpoint names); matching parameters that the checkpoint
+            lacks, or holds in another shape, are initialised instead.
+        progress: show a bar on stderr for loads of more than 200 MB.
+
+    Raises:
+        CheckpointError: the files are broken or do not fit the module.
+    """
+    directory = Path(directory)
+    table = checkpoint_table(directory)
+    module = nnx.eval_shape(build)
+    match = match_checkpoint(module, table, directory, allow_new)
+    variables = named_variables(module)
+    dtypes = _target_dtypes(match, variables, param_dtype)
+    structs = {p: jax.ShapeDtypeStruct(v.get_value().shape, dtypes[p]) for p, v in variables.items()}
+    placements = dict(shardings(structs)) if shardings is not None else {}
+
+    arrays: dict[str, jax.Array] = {}
+    total = sum(match.table[source].nbytes for link in match.links for source in link.sources)
+    with _Bar(total, progress and total > LARGE) as bar:
+        for link in match.links:
+            arrays |= place_link(link, match.table, dtypes, placements)
+            bar.advance(sum(match.table[source].nbytes for source in link.sources))
+    leaked = _plain_arrays(module)
+    if match.new or leaked:
+        fresh, plain = _initialise(build, match.new, leaked, dtypes, placements)
+        arrays |= fresh
+        modules = named_modules(module)
+        for (path, name), array in plain.items():
+            setattr(modules[path], name, nnx.data(array))
+    for path, array in arrays.items():
+        variables[path].set_value(array)
+    return module
+
+
+def _target_dtypes(match: Match, variables: Mapping[str, nnx.Variable], param_dtype: Any) -> dict[str, Any]:
+    """Return the dtype each variable will have: parameters follow `param_dtype`, else the file; the rest its own."""
+    dtypes = {path: variable.get_value().dtype for path, variable in variables.items()}
+    sizes: dict[Any, int] = {}
+    for link in match.links:
+        entry = match.table[link.sources[0]]
+        for path in link.targets:
+            if isinstance(variables[path], nnx.Param) and jnp.issubdtype(entry.dtype, jnp.floating):
+                dtypes[path] = np.dtype(param_dtype or entry.dtype)
+                sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.nbytes
+    common = param_dtype or max(sizes, key=lambda dtype: sizes[dtype], default=None)
+    for path in match.new:
+        if common is not None and isinstance(variables[path], nnx.Param) and jnp.issubdtype(dtypes[path], jnp.floating):
+            dtypes[path] = np.dtype(common)
+    return dtypes
+
+
+def _plain_arrays(module: nnx.Module) -> list[tuple[str, str]]:
+    """Return (module path, attribute) of arrays kept outside variables: abstract building leaves tracers there."""
+    return [
+        (path, name)
+        for path, node in named_modules(module).items()
+        for name, value in vars(node).items()
+        if isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct)
+    ]
+
+
+def _initialise(
+    build: Callable[[], nnx.Module],
+    paths: Sequence[str],
+    plain: Sequence[tuple[str, str]],
+    dtypes: Mapping[str, Any],
+    placements: Mapping[str, jax.sharding.Sharding],
+) -> tuple[dict[str, jax.Array], dict[tuple[str, str], jax.Array]]:
+    """Run `build` compiled, keeping only the named outputs, so that XLA drops all other initialisers."""
+
+    def only() -> tuple[list[jax.Array], list[jax.Array]]:
+        module = build()
+        variables, modules = named_variables(module), named_modules(module)
+        kept = [variables[path].get_value() for path in paths]
+        kept = [x if x.dtype == dtypes[path] else x.astype(dtypes[path]) for x, path in zip(kept, paths, strict=True)]
+        return kept, [getattr(modules[path], name) for path, name in plain]
+
+    places = ([placements.get(path) for path in paths], [None for _ in plain])
+    kept, extra = jax.jit(only, out_shardings=places)() if placements else jax.jit(only)()
+    return dict(zip(paths, kept, strict=True)), dict(zip(plain, extra, strict=True))
+
+
+class _Bar:
+    """A tqdm bar over bytes, or nothing."""
+
+    def __init__(self, total: int, shown: bool) -> None:
+        self._total, self._shown, self._bar = total, shown, None
+
+    def __enter__(self) -> _Bar:
+        if self._shown:
+            from tqdm import tqdm
+
+            # The delay keeps loads that are over in two seconds silent.
+            self._bar = tqdm(
+                total=self._total, unit="B", unit_scale=True, desc="loading", file=sys.stderr, delay=2, leave=False
+            )
+        return self
+
+    def advance(self, count: int) -> None:
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,214 @@
+"""Module to Hugging Face files: the weight map backwards, tensor by tensor, switched in atomically."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from easydel.errors import CheckpointError
+from easydel.hub.commit import commit, locked, recover_locked, staging, sweep
+from easydel.hub.resolve import INDEX, SINGLE, TEMPLATES, TOKENIZER_FILES, check_inside, read_index
+from easydel.hub.safetensors import header_bytes
+from easydel.hub.weight_map import Link, build_links, stored_variables
+
+SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", re.IGNORECASE)
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    link: Link
+    position: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def save_module(
+    module: nnx.Module,
+    directory: str | Path,
+    *,
+    max_shard_size: str | int = "5GB",
+    extra_files: Mapping[str, str | bytes] | None = None,
+    source_dir: str | Path | None = None,
+) -> None:
+    """Write `module` in the Hugging Face layout into `directory`, replacing a model there all at once or not at all.
+
+    Tensors are gathered and written one at a time. The user's other files stay; the files of the replaced model
+    (index and the shards it lists, or `model.safetensors`) go once the new ones are in place. `commit.py` states
+    the protocol.
+
+    Args:
+        directory: a new or an existing directory.
+        max_shard_size: bytes, or a string such as "5GB"; a larger model is split, a larger tensor stands alone.
+        extra_files: name → content of files to write along (`config.json`, `generation_config.json`, ...).
+        source_dir: where the model came from; its tokenizer, processor and chat-template files are copied unless
+            `directory` has its own.
+
+    Raises:
+        CheckpointError: `directory` is a file, the disk is too full, or a dtype cannot be stored; nothing is changed.
+        ValueError: `max_shard_size` cannot be understood.
+    """
+    limit, directory = parse_size(max_shard_size), Path(directory)
+    extras = {name: text.encode() if isinstance(text, str) else text for name, text in (extra_files or {}).items()}
+    for name in extras:
+        check_inside(name, "extra_files")
+    tensors, variables = _tensors(module), stored_variables(module)
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory}: is a file; give a directory to save into")
+    created = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(directory):
+            recover_all(directory)
+        needed = sum(tensor.nbytes for tensor in tensors.values()) + sum(map(len, extras.values()))
+        free = shutil.disk_usage(directory).free
+        if needed > free:
+            raise CheckpointError(f"{directory}: saving needs {needed:,} bytes but the disk has {free:,} free")
+        with staging(directory) as stage:
+            shards = _split(tensors, limit)
+            # Shards must not overwrite those of the model they replace before the index does.
+            tag = f"{uuid.uuid4().hex[:8]}-" if any((directory / name).exists() for name in shards if name != SINGLE) else ""
+            shards = {name if name == SINGLE else name.replace("model-", f"model-{tag}"): t for name, t in shards.items()}
+            for name, members in shards.items():
+                _write_shard(stage / name, members, variables)
+            names = _write_small(stage, directory, extras, Path(source_dir) if source_dir else None)
+            weights = [*(name for name in shards if name != SINGLE)]
+            if SINGLE not in shards:
+                total = sum(tensor.nbytes for tensor in tensors.values())
+                index = {
+                    "metadata": {"total_size": total},
+                    "weight_map": {tensor: shard for shard, members in shards.items() for tensor in members},
+                }
+                (stage / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+            switch = [SINGLE] if SINGLE in shards else [INDEX]
+            with locked(directory):
+                recover_all(directory)
+                gone = [name for name in _old_files(directory) if name not in shards]
+                first = [SINGLE] if SINGLE not in shards and (directory / SINGLE).exists() else []
+                stale = [name for name in gone if name not in first and not (name == INDEX and INDEX in switch)]
+                commit(directory, stage, [*weights, *names, *switch], stale, first)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise CheckpointError(f"{directory}: the disk is full; nothing was changed. Free some space") from error
+        raise
+    finally:
+        if created and not any(directory.iterdir()):
+            directory.rmdir()
+
+
+def recover_all(directory: Path) -> None:
+    """Finish or clear away what earlier saves left; the caller holds the directory's lock."""
+    recover_locked(directory, discard_conflicts=True)
+    sweep(directory)
+
+
+def parse_size(size: str | int) -> int:
+    """Return a size in bytes from `5_000_000` or `"5MB"` (decimal units, as in transformers)."""
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    match = SIZE.fullmatch(size) if isinstance(size, str) else None
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"max_shard_size={size!r}: expected a positive number of bytes or a string such as '500MB', '5GB'")
+    return max(1, int(float(match[1]) * UNITS[match[2].upper()]))
+
+
+def _tensors(module: nnx.Module) -> dict[str, _Tensor]:
+    variables, tensors = stored_variables(module), {}
+    for link in build_links(module):
+        dtype = np.dtype(variables[link.targets[0]].get_value().dtype)
+        for position, (name, shape) in enumerate(zip(link.sources, link.source_shapes, strict=True)):
+            tensors[name] = _Tensor(link, position, dtype, shape)
+    if not tensors:
+        raise CheckpointError(f"{type(module).__name__} has no variables to save")
+    return tensors
+
+
+def _split(tensors: Mapping[str, _Tensor], limit: int) -> dict[str, dict[str, _Tensor]]:
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    plan = split_state_dict_into_shards_factory(
+        dict(tensors), get_storage_size=lambda t: t.nbytes, filename_pattern="model{suffix}.safetensors",
+        max_shard_size=limit,
+    )  # fmt: skip
+    return {file: {name: tensors[name] for name in names} for file, names in plan.filename_to_tensors.items()}
+
+
+def host_array(array: jax.Array) -> np.ndarray:
+    """Return the whole array on the host without jax keeping a copy of it.
+
+    `np.asarray` of a sharded array caches the gathered copy inside it, so that saving would leave the model in host
+    memory once more; the cache of a second array over the same buffers goes away with it.
+    """
+    shards = [shard.data for shard in array.addressable_shards]
+    return np.asarray(jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards))
+
+
+def link_arrays(link: Link, variables: Mapping[str, nnx.Variable]) -> list[np.ndarray]:
+    """Return the arrays of a link's sources, in the file's layout (possibly views)."""
+    return link.transform.save([host_array(variables[path].get_value()) for path in link.targets])
+
+
+def iterate_tensors(
+    tensors: Mapping[str, _Tensor], variables: Mapping[str, nnx.Variable]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (name, contiguous array) one at a time; a link of several sources is gathered once."""
+    held: tuple[Link, list[np.ndarray]] | None = None
+    for name, tensor in tensors.items():
+        if held is None or held[0] is not tensor.link:
+            held = (tensor.link, link_arrays(tensor.link, variables))
+        yield name, np.ascontiguousarray(held[1][tensor.position])
+
+
+def _write_shard(file: Path, tensors: Mapping[str, _Tensor], variables: Mapping[str, nnx.Variable]) -> None:
+    # The largest item size first keeps every tensor aligned, as the reference writer does.
+    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
+    table = {name: (tensor.dtype, tensor.shape) for name, tensor in ordered.items()}
+    with file.open("wb") as stream:
+        stream.write(header_bytes(table, {"format": "pt"}))
+        for _, array in iterate_tensors(ordered, variables):
+            stream.write(memoryview(array.reshape(-1).view(np.uint8)))
+
+
+def _write_small(stage: Path, directory: Path, extras: Mapping[str, bytes], source: Path | None) -> list[str]:
+    """Stage the extra files and what the source carries along; return their names."""
+    names = [name for name in extras if _differs(directory / name, extras[name])]
+    for name in names:
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        (stage / name).write_bytes(extras[name])
+    if source is not None and source.is_dir():
+        carried = [*TOKENIZER_FILES, *sorted(f"{TEMPLATES}/{p.name}" for p in (source / TEMPLATES).glob("*.jinja"))]
+        for name in carried:
+            if (source / name).is_file() and name not in extras and not (directory / name).exists():
+                (stage / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, stage / name)
+                names.append(name)
+    return names
+
+
+def _differs(file: Path, content: bytes) -> bool:
+    return not file.is_file() or file.read_bytes() != content
+
+
+def _old_files(directory: Path) -> list[str]:
+    """Return the weight files of the model that `directory` holds now."""
+    old = [SINGLE] if (directory / SINGLE).exists() else []
+    if (directory / INDEX).is_file():
+        try:
+            old += [INDEX, *sorted(set(read_index(directory / INDEX, ".safetensors").values()))]
+        except CheckpointError:
+            old.append(INDEX)  # a broken index names nothing we could trust
+    return old

@@ -1,0 +1,207 @@
+"""The weight map: which tensors of a checkpoint make which variables, as one table used both ways.
+
+The table is always derived from the *module*: each variable asks the rules, in order, for its names, and a rule-less
+variable gets the plain name: `/` becomes `.`, a matrix `kernel` becomes `weight` transposed, a convolution's `kernel`
+`[*k, in, out]` becomes `weight` `[out, in, *k]`, `embedding` and `scale` become `weight`, and everything else
+(kernels of other ranks too) keeps its name and layout. A module in which two plain names would collide keeps its own
+leaf names there. So the way back is the same table read backwards, never a guess from a file's names.
+
+A module class may declare, all optional and also on submodules (their names are then relative to the submodule):
+`weight_map: tuple[WeightRule, ...]`, `base_model_prefix: str`, `harmless_extras: tuple[str, ...]` (regular
+expressions of checkpoint names that may be ignored) and `tied_names() -> dict[name, name]`.
+A variable with metadata `persistent=False` belongs to no file; one whose type has `must_load = True` is
+required in a file even though it is no parameter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flax import nnx
+
+from easydel.hub.transforms import IDENTITY, TRANSPOSE, Permute, Shape, Stack, Transform
+from easydel.paths import named_modules, named_variables
+
+LEAVES = {"embedding": "weight", "scale": "weight"}
+VOLATILE = (nnx.RngState, nnx.Cache, nnx.Intermediate, nnx.Perturbation)
+PLACEHOLDER = re.compile(r"\\?\{(\w+)\\?\}")
+
+
+@dataclass(frozen=True)
+class WeightRule:
+    """One line of a weight map: names in the file (`.`) ↔ paths in the module (`/`).
+
+    `{i}` stands for one segment. A rule matches the *end* of a path, at a segment boundary; what comes before follows
+    the plain rule. With `transform=None` it is a rename of a module: it matches anywhere, and the leaf stays plain.
+    A placeholder that only the source has counts along the target's leading axis (`Stack`).
+
+    Attributes:
+        source: checkpoint name, or several.
+        target: path, or several (a fused tensor split over them).
+        transform: how arrays change between the two.
+    """
+
+    source: str | tuple[str, ...]
+    target: str | tuple[str, ...]
+    transform: Transform | None = IDENTITY
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+
+@dataclass(frozen=True)
+class Link:
+    """One resolved line: these tensors of the file are these variables of the module."""
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    transform: Transform
+    source_shapes: tuple[Shape, ...]
+    target_shapes: tuple[Shape, ...]
+
+
+@dataclass(frozen=True)
+class _Scoped:
+    scope: str
+    rule: WeightRule
+    patterns: tuple[re.Pattern[str], ...] = field(default=())
+
+
+def _pattern(rule: WeightRule, target: str) -> re.Pattern[str]:
+    seen: set[str] = set()
+
+    def group(match: re.Match[str]) -> str:
+        name = match[1]
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        return f"(?P<{name}>[^/]+)"
+
+    return re.compile(f"(?:^|(?<=/)){PLACEHOLDER.sub(group, re.escape(target))}{'(?=/|$)' if rule.transform is None else '$'}")
+
+
+def _rules(module: nnx.Module) -> list[_Scoped]:
+    return [
+        _Scoped(scope, rule, tuple(_pattern(rule, target) for target in rule.targets))
+        for scope, node in named_modules(module).items()
+        for rule in getattr(type(node), "weight_map", ())
+    ]
+
+
+def stored_variables(module: nnx.Module) -> dict[str, nnx.Variable]:
+    """Return the variables that belong in a file: all but random states, caches and `persistent=False`."""
+    return {
+        path: variable
+        for path, variable in named_variables(module).items()
+        if not isinstance(variable, VOLATILE) and variable.get_metadata().get("persistent", True)
+    }
+
+
+def build_links(module: nnx.Module) -> list[Link]:
+    """Return the weight map of `module` (concrete or abstract), one `Link` per rule application, in path order.
+
+    Raises:
+        ValueError: two links name the same tensor, or a rule of several targets finds only some of them.
+    """
+    shapes = {path: tuple(variable.get_value().shape) for path, variable in stored_variables(module).items()}
+    rules, modules = _rules(module), named_modules(module)
+    plain = _plain_links(shapes, modules, rules)
+    links: list[Link] = []
+    done: set[str] = set()
+    for path in shapes:
+        if path not in done:
+            links.append(next(_ruled(path, shapes, rules), None) or plain[path])
+            done.update(links[-1].targets)
+    owners: dict[str, Link] = {}
+    for link in links:
+        for source in link.sources:
+            if source in owners:
+                raise ValueError(
+                    f"the weight map gives {owners[source].targets} and {link.targets} the same tensor {source!r}; "
+                    "declare a weight_map on the module's class that tells them apart"
+                )
+            owners[source] = link
+    return links
+
+
+def _ruled(path: str, shapes: Mapping[str, Shape], rules: Sequence[_Scoped]) -> Iterator[Link]:
+    for scoped in rules:
+        rule, prefix = scoped.rule, f"{scoped.scope}/" if scoped.scope else ""
+        if rule.transform is None or not path.startswith(prefix):
+            continue
+        match = next((m for p in scoped.patterns if (m := p.search(path, len(prefix)))), None)
+        if match is None:
+            continue
+        head, groups = path[: match.start()], match.groupdict()
+        targets = tuple(head + target.format(**groups) for target in rule.targets)
+        if absent := [target for target in targets if target not in shapes]:
+            raise ValueError(f"the weight rule {rule.source!r} for {path!r} also needs {', '.join(absent)}")
+        target_shapes = tuple(shapes[target] for target in targets)
+        start = head.replace("/", ".")
+        sources = tuple(name for source in rule.sources for name in _expand(start + source, groups, target_shapes[0]))
+        yield Link(sources, targets, rule.transform, tuple(rule.transform.source_shapes(target_shapes)), target_shapes)
+
+
+def _expand(source: str, groups: Mapping[str, str], shape: Shape) -> list[str]:
+    free = set(PLACEHOLDER.findall(source)) - set(groups)
+    if not free:
+        return [source.format(**groups)]
+    name = free.pop()
+    return [source.format(**groups, **{name: n}) for n in range(shape[0])]
+
+
+def _renamed(path: str, rules: Sequence[_Scoped]) -> str:
+    """Apply the first module rename that matches, then turn the path into a dotted name."""
+    for scoped in rules:
+        start = len(scoped.scope) + 1 if scoped.scope else 0
+        if scoped.rule.transform is not None or (scoped.scope and not path.startswith(f"{scoped.scope}/")):
+            continue
+        if match := scoped.patterns[0].search(path, start):
+            new = scoped.rule.sources[0].format(**match.groupdict())
+            path = path[: match.start()] + new + path[match.end() :]
+            break
+    return path.replace("/", ".")
+
+
+def _plain_links(shapes: Mapping[str, Shape], modules: Mapping[str, Any], rules: Sequence[_Scoped]) -> dict[str, Link]:
+    wishes: dict[str, tuple[str, Permute]] = {}
+    for path, shape in shapes.items():
+        parent, _, leaf = path.rpartition("/")
+        transform = IDENTITY
+        if leaf == "kernel" and isinstance(modules.get(parent), nnx.Conv):
+            leaf, transform = "weight", Permute((*range(2, len(shape)), 1, 0))
+            # source [out, in, *k] -> target [*k, in, out]
+        elif leaf == "kernel" and len(shape) == 2:
+            leaf, transform = "weight", TRANSPOSE
+        wishes[path] = (f"{parent}/{LEAVES.get(leaf, leaf)}" if parent else LEAVES.get(leaf, leaf), transform)
+    counts = Counter(name for name, _ in wishes.values())
+    links = {}
+    for path, (name, transform) in wishes.items():
+        if counts[name] > 1:
+            name, transform = path, IDENTITY
+        source = tuple(transform.source_shapes([shapes[path]]))
+        links[path] = Link((_renamed(name, rules),), (path,), transform, source, (shapes[path],))
+    return links
+
+
+def tied_names(module: nnx.Module) -> dict[str, str]:
+    """Return checkpoint name → checkpoint name of the tensors that a tied module writes only once."""
+    return dict(module.tied_names()) if hasattr(module, "tied_names") else {}
+
+
+def harmless_patterns(module: nnx.Module) -> list[re.Pattern[str]]:
+    """Return the `harmless_extras` of the module and of all its submodules."""
+    found = {p: None for node in named_modules(module).values() for p in getattr(type(node), "harmless_extras", ())}
+    return [re.compile(pattern) for pattern in found]
+
+
+__all__ = ["IDENTITY", "TRANSPOSE", "Link", "Permute", "Stack", "WeightRule", "build_links"]
