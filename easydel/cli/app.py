@@ -20,9 +20,9 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from easydel import __version__
 
-        typer.echo(f"easydel {version('easydel-base')}")
+        typer.echo(f"easydel {__version__}")
         raise typer.Exit
 
 

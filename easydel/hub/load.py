@@ -52,7 +52,7 @@ def load_module(
     """
     directory = Path(directory)
     table = checkpoint_table(directory)
-    module = nnx.eval_shape(build)
+    module = build_abstract(build)
     match = match_checkpoint(module, table, directory, allow_new)
     variables = named_variables(module)
     dtypes = _target_dtypes(match, variables, param_dtype)
@@ -77,6 +77,22 @@ def load_module(
     return module
 
 
+def build_abstract(build: Callable[[], M]) -> M:
+    """Return the module with `jax.ShapeDtypeStruct`s in place of arrays; nothing is computed.
+
+    Plain array attributes (not variables) need care: flax marks tracers as static, and they would leak.
+    """
+
+    def marked() -> M:
+        module = build()
+        modules = named_modules(module)
+        for path, name in _plain_arrays(module):
+            setattr(modules[path], name, nnx.data(getattr(modules[path], name)))
+        return module
+
+    return nnx.eval_shape(marked)
+
+
 def _target_dtypes(match: Match, variables: Mapping[str, nnx.Variable], param_dtype: Any) -> dict[str, Any]:
     """Return the dtype each variable will have: parameters follow `param_dtype`, else the file; the rest its own."""
     dtypes = {path: variable.get_value().dtype for path, variable in variables.items()}
@@ -95,7 +111,7 @@ def _target_dtypes(match: Match, variables: Mapping[str, nnx.Variable], param_dt
 
 
 def _plain_arrays(module: nnx.Module) -> list[tuple[str, str]]:
-    """Return (module path, attribute) of arrays kept outside variables: abstract building leaves tracers there."""
+    """Return (module path, attribute) of the abstract arrays that a module keeps outside variables."""
     return [
         (path, name)
         for path, node in named_modules(module).items()

@@ -64,11 +64,19 @@ def match_checkpoint(
             new += link.targets
         else:
             problems += [_missing(name, link, variables, table) for name in absent]
-    problems += _extras(module, table, wanted, ties, heads, where)
+    unexpected, unused = _extras(module, table, wanted, ties, where)
+    problems += unexpected
     cure = "Check that this checkpoint belongs to this model class and config."
     if any(problem.kind == "missing" for problem in problems):
         cure += " Tensors that are meant to be new can be initialised: allow_new=[<patterns of their names>]."
     raise_problems(problems, where, cure)
+    harmless = harmless_patterns(module)
+    if unused := [name for name in (*heads, *unused) if not any(pattern.search(name) for pattern in harmless)]:
+        warnings.warn(
+            f"{where}: {type(module).__name__} does not use these tensors of other task heads: {', '.join(unused)}",
+            UserWarning,
+            stacklevel=4,
+        )
     return Match(tuple(chosen), tuple(new), table)
 
 
@@ -138,11 +146,12 @@ def _extras(
     table: Mapping[str, TensorEntry],
     wanted: set[str],
     ties: Mapping[str, str],
-    heads: list[str],
     where: Path,
-) -> list[Problem]:
+) -> tuple[list[Problem], list[str]]:
+    """Return (tensors nothing explains, tensors of other task heads); check the file's copies of tied ones."""
     harmless = harmless_patterns(module)
-    unused, problems = list(heads), []
+    unused: list[str] = []
+    problems: list[Problem] = []
     for name, entry in table.items():
         if name in wanted or any(pattern.search(name) for pattern in harmless):
             continue
@@ -152,14 +161,7 @@ def _extras(
             unused.append(name)
         else:
             problems.append(Problem("unexpected", name, "nothing", describe(entry.dtype, entry.shape)))
-    unused = [name for name in unused if not any(pattern.search(name) for pattern in harmless)]
-    if unused and not problems:
-        warnings.warn(
-            f"{where}: {type(module).__name__} does not use these tensors of other task heads: {', '.join(unused)}",
-            UserWarning,
-            stacklevel=5,
-        )
-    return problems
+    return problems, unused
 
 
 def _check_tied(name: str, entry: TensorEntry, twin: TensorEntry, where: Path) -> None:

@@ -56,6 +56,9 @@ class EasyDeLBaseConfig(PreTrainedConfig):
             (only its input), `"dots"` (matrix products), `"dots_no_batch"` (matrix products with weights).
     """
 
+    source_directory: ClassVar[str | None] = None
+    """Where the config was loaded from; it belongs neither to the content nor to the file."""
+
     runtime_fields: ClassVar[tuple[str, ...]] = (
         "sharding_axis_dims",
         "sharding_axis_names",
@@ -80,7 +83,8 @@ class EasyDeLBaseConfig(PreTrainedConfig):
 
     def content(self) -> tuple[Any, ...]:
         """Return everything the config says, frozen: equal configs give equal, hashable contents."""
-        return _freeze({key: value for key, value in self.__dict__.items() if key != "_name_or_path"})
+        origin = ("_name_or_path", "source_directory")
+        return _freeze({key: value for key, value in self.__dict__.items() if key not in origin})
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.content() == other.content()  # type: ignore[attr-defined]
@@ -110,7 +114,8 @@ class EasyDeLBaseConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the Hugging Face fields as a dictionary that `json` can write (no runtime settings)."""
-        return {key: value for key, value in super().to_dict().items() if key not in self.runtime_fields}
+        hidden = {*self.runtime_fields, "source_directory"}
+        return {key: value for key, value in super().to_dict().items() if key not in hidden}
 
     def runtime_settings(self) -> dict[str, Any]:
         """Return this library's own settings, those that `to_dict` leaves out."""

@@ -2,8 +2,190 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import jax
+from flax import nnx
+
+from easydel.paths import named_variables
+
+if TYPE_CHECKING:
+    import torch
+
+    from easydel.sharding import PartitionRules
+
+PathLike = str | os.PathLike[str]
 
 
 class EasyBridgeMixin:
     """Loads and saves Hugging Face checkpoints; torch is needed only by `to_torch`."""
+
+    config: Any
+    model_type: Any
+    model_task: Any
+    module_dtype: Any
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: PathLike,
+        *,
+        config: Any = None,
+        dtype: Any = None,
+        param_dtype: Any = None,
+        precision: jax.lax.PrecisionLike = None,
+        rngs: nnx.Rngs | None = None,
+        auto_shard_model: bool = False,
+        partition_rules: PartitionRules | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+        allow_new: Sequence[str] = (),
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: PathLike | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        progress: bool = True,
+        **config_fields: Any,
+    ) -> Self:
+        """Load a model from a local directory or a Hub id.
+
+        Everything is checked before a tensor is read; each tensor is read straight to its place.
+
+        Args:
+            pretrained_model_name_or_path: a directory, or a Hub id such as `"org/name"`.
+            config: used instead of the checkpoint's.
+            dtype: computations are done in it; `None`: in the storage dtype.
+            param_dtype: parameters are stored in it; `None`: in `dtype` if given, else as the checkpoint has them.
+            precision: of matrix products.
+            rngs: for parameters that the checkpoint lacks (`allow_new`).
+            auto_shard_model: place parameters on the mesh by the partition rules (so do `partition_rules` and `mesh`).
+            partition_rules: the config's, or inferred ones, if `None`.
+            mesh: the config's if `None`.
+            allow_new: patterns of parameters that may be missing and are initialised, such as a new head's.
+            revision: branch, tag or commit on the Hub.
+            subfolder: directory inside the repository.
+            token: for private repositories.
+            cache_dir: where downloads are kept.
+            local_files_only: use what is cached, without network.
+            force_download: download again.
+            progress: show a bar on long loads.
+            **config_fields: fields of the config to override, such as `sharding_axis_dims=(1, 1, 1, -1, 1)`.
+
+        Raises:
+            CheckpointError: nothing there, broken files, or tensors that do not fit; all of these are listed together.
+            TypeError: a keyword that is neither an argument nor a field of the config.
+        """
+        from easydel.hub.resolve import resolve_checkpoint
+        from easydel.infra.pretrained import load_pretrained
+
+        directory = resolve_checkpoint(
+            pretrained_model_name_or_path,
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        return load_pretrained(
+            cls,
+            directory,
+            config=config,
+            overrides=config_fields,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            rngs=rngs,
+            shard=auto_shard_model or partition_rules is not None or mesh is not None,
+            partition_rules=partition_rules,
+            mesh=mesh,
+            allow_new=allow_new,
+            progress=progress,
+        )
+
+    def save_pretrained(self, save_directory: PathLike, max_shard_size: str | int = "5GB") -> None:
+        """Write the model in the Hugging Face layout, which transformers loads.
+
+        Weights (safetensors), `config.json`, `generation_config.json`, and the tokenizer, processor and chat-template
+        files of the directory the model was loaded from. A model already there is replaced all at once or not at all.
+
+        Args:
+            save_directory: a new or an existing directory.
+            max_shard_size: largest size of a weight file, such as `"5GB"`, or bytes.
+
+        Raises:
+            CheckpointError: the path is a file, or the disk too full; nothing is changed then.
+        """
+        from easydel.hub.save import save_module
+        from easydel.infra.pretrained import rendered_files
+
+        source = getattr(self.config, "source_directory", None)
+        save_module(
+            self,  # type: ignore[arg-type]
+            Path(save_directory),
+            max_shard_size=max_shard_size,
+            extra_files=rendered_files(self),
+            source_dir=Path(source) if source else None,
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str = "Upload model",
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: str | int = "5GB",
+    ) -> str:
+        """Save the model and upload it to the Hub in one commit, with a model card if the repository has none.
+
+        Args:
+            repo_id: `"user/name"`; created if it does not exist.
+            commit_message: of the commit.
+            private: whether a new repository is private.
+            token: with write access.
+            revision: branch to commit to.
+            create_pr: open a pull request instead.
+            max_shard_size: as in `save_pretrained`.
+
+        Returns:
+            The URL of the commit or pull request.
+        """
+        from easydel.hub.card import model_card
+        from easydel.hub.push import push_to_hub
+
+        count = sum(v.get_value().size for v in named_variables(self, nnx.Param).values())  # type: ignore[arg-type]
+        card = model_card(
+            repo_id,
+            model_type=self.model_type,
+            task=self.model_task,
+            class_name=type(self).__name__,
+            parameters=count,
+            dtype=str(self.module_dtype),
+        )
+        return push_to_hub(
+            lambda folder: self.save_pretrained(folder, max_shard_size=max_shard_size),
+            repo_id,
+            commit_message=commit_message,
+            card=card,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+    def to_torch(self) -> dict[str, torch.Tensor]:
+        """Return the weights as torch tensors, for `load_state_dict(..., strict=True)` of transformers' model.
+
+        Raises:
+            UnsupportedError: torch is not installed.
+        """
+        from easydel.hub.torch import to_torch
+
+        return to_torch(self)  # type: ignore[arg-type]

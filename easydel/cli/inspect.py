@@ -1,0 +1,123 @@
+"""`easydel inspect`: what a checkpoint holds, from its config and the headers of its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from easydel.cli.tables import bytes_text, count_text, group_parameters, parameter_table
+from easydel.errors import UnsupportedError
+
+# Fields that say most about a model; those that a config lacks are left out.
+FIELDS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rope_parameters",
+    "tie_word_embeddings", "dtype",
+)  # fmt: skip
+
+
+def run_inspect(source: str) -> None:
+    """Print a checkpoint's config, parameters and memory.
+
+    Args:
+        source: a folder or a Hub id; of a Hub id only the config and the headers are fetched.
+    """
+    from easydel import AutoEasyDeLConfig
+
+    config = AutoEasyDeLConfig.from_pretrained(source)
+    tensors = read_tensors(source)
+    console = Console(highlight=False)
+    console.print(config_table(source, config))
+    arrays, specs = by_parameter(config, tensors)
+    console.print()
+    console.print(parameter_table(group_parameters(arrays, specs)))
+    console.print()
+    console.print(memory_table(config, tensors))
+
+
+def read_tensors(source: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return name → shape and dtype of a checkpoint's tensors, from the headers alone."""
+    from easydel.hub.safetensors import DTYPES
+
+    if Path(source).is_dir():
+        from easydel.hub.resolve import checkpoint_table
+
+        table = checkpoint_table(Path(source))
+        return {name: jax.ShapeDtypeStruct(entry.shape, entry.dtype) for name, entry in table.items()}
+    from huggingface_hub import get_safetensors_metadata
+
+    files = get_safetensors_metadata(source).files_metadata.values()
+    return {
+        name: jax.ShapeDtypeStruct(tuple(info.shape), DTYPES[info.dtype])
+        for file in files
+        for name, info in file.tensors.items()
+    }
+
+
+def by_parameter(config: Any, tensors: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return our parameter paths with shape and stored dtype, and their partition specs.
+
+    Tensors that are no parameter of ours keep their own name, so that nothing in the file is passed over.
+    """
+    from easydel.hub.weight_map import build_links
+    from easydel.infra.construct import abstract_module
+    from easydel.paths import flatten
+
+    model = abstract_module(model_class(config), config)
+    specs = flatten(model._specs_sharding())
+    arrays: dict[str, Any] = {}
+    left = dict(tensors)
+    for link in build_links(model):
+        found = [left.pop(name) for name in link.sources if name in left]
+        if found:
+            for path, shape in zip(link.targets, link.target_shapes, strict=True):
+                arrays[path] = jax.ShapeDtypeStruct(shape, found[0].dtype)
+    return arrays | left, {path: specs[path] for path in arrays if path in specs}
+
+
+def model_class(config: Any) -> type:
+    """Return our class for the architecture that a config names, a causal language model if it names none of ours."""
+    from easydel.infra.registry import SUFFIXES, TaskType, get_module_class
+
+    named = (getattr(config, "architectures", None) or [""])[0]
+    for task, suffix in SUFFIXES.items():
+        if task is not TaskType.BASE and named.endswith(suffix):
+            return get_module_class(task, config.model_type)
+    try:
+        return get_module_class(TaskType.CAUSAL_LM, config.model_type)
+    except UnsupportedError:
+        return get_module_class(TaskType.BASE, config.model_type)
+
+
+def config_table(source: str, config: Any) -> Table:
+    """Lay the main fields of a config out."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("checkpoint", str(source))
+    table.add_row("family", f"{config.model_type} ({', '.join(config.architectures or ['no architecture named'])})")
+    for name in FIELDS:
+        value = getattr(config, name, None)
+        if value is not None:
+            table.add_row(name.replace("_", " "), str(value))
+    return table
+
+
+def memory_table(config: Any, tensors: Mapping[str, Any]) -> Table:
+    """Say what the parameters take in the usual dtypes, and what a token of the cache takes."""
+    size = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
+    stored = sum(int(np.prod(tensor.shape)) * tensor.dtype.itemsize for tensor in tensors.values())
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("parameters", count_text(size))
+    table.add_row("memory as stored", bytes_text(stored))
+    table.add_row("memory in bfloat16 / float32", f"{bytes_text(2 * size)} / {bytes_text(4 * size)}")
+    table.add_row("training with AdamW, float32", f"{bytes_text(16 * size)} (parameters, gradients, two moments)")
+    heads, width = getattr(config, "num_key_value_heads", None), getattr(config, "head_dim", None)
+    if heads and width:
+        cached = 2 * config.num_hidden_layers * heads * width * 2
+        table.add_row("cache of one token, bfloat16", bytes_text(cached))
+    return table

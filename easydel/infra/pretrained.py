@@ -1,0 +1,156 @@
+"""From a name to a model: config, class, weights; and from a model to its files."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from huggingface_hub.errors import StrictDataclassError
+
+from easydel.errors import CheckpointError
+from easydel.hub.load import load_module
+from easydel.hub.resolve import checkpoint_table
+from easydel.hub.safetensors import unique_json
+from easydel.infra import placing
+from easydel.infra.construct import config_class_of, construct
+from easydel.infra.registry import get_config_class
+from easydel.sharding import PartitionRules
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+_COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        CheckpointError: the file is missing, not JSON, or holds something else.
+    """
+    try:
+        content = unique_json(file.read_bytes(), str(file))
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}); a checkpoint needs {file.name}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def load_config(directory: Path, config_class: type | None, overrides: Mapping[str, Any]) -> Any:
+    """Return the config in `directory`, with some of its fields overridden.
+
+    Args:
+        directory: holds `config.json`.
+        config_class: `None` chooses by the file's `model_type`.
+        overrides: fields of the config, runtime settings included.
+
+    Raises:
+        CheckpointError: no config, a broken one, or one of another `model_type`.
+        UnsupportedError: nobody registered the file's `model_type`.
+        TypeError: the config has no field of that name.
+    """
+    file = directory / CONFIG
+    content = read_json(file)
+    model_type = content.get("model_type", "")
+    if config_class is None:
+        if not isinstance(model_type, str) or not model_type:
+            raise CheckpointError(f"{file}: has no model_type, so the model's class cannot be chosen; name the class")
+        config_class = get_config_class(model_type)
+    expected = getattr(config_class, "model_type", "")
+    if model_type and expected and model_type != expected:
+        raise CheckpointError(
+            f"{file}: is for model_type {model_type!r}, but {config_class.__name__} is for {expected!r}; use the class of "
+            f"{model_type!r}, or an Auto class"
+        )
+    try:
+        config, unused = config_class.from_dict(content, return_unused_kwargs=True, **overrides)
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise CheckpointError(f"{file}: {config_class.__name__} does not accept it: {error}") from error
+    if unused:
+        raise TypeError(f"{config_class.__name__} has no field {', '.join(map(repr, unused))}")
+    config.source_directory = str(directory)
+    return config
+
+
+def load_pretrained(
+    cls: type,
+    directory: Path,
+    *,
+    config: Any = None,
+    overrides: Mapping[str, Any],
+    dtype: Any,
+    param_dtype: Any,
+    precision: Any,
+    rngs: nnx.Rngs | None,
+    shard: bool,
+    partition_rules: PartitionRules | None,
+    mesh: jax.sharding.Mesh | None,
+    allow_new: Sequence[str],
+    progress: bool,
+) -> Any:
+    """Build a `cls` from the checkpoint in `directory`; see `EasyBridgeMixin.from_pretrained`."""
+    if config is None:
+        config = load_config(directory, config_class_of(cls), overrides)
+    elif overrides:
+        raise TypeError(f"give either config= or its fields, got both ({', '.join(overrides)})")
+    param_dtype = dtype if param_dtype is None else param_dtype
+    compute = dtype or param_dtype or checkpoint_dtype(directory)
+    keys = jax.random.key(0) if rngs is None else rngs()
+
+    def build() -> Any:
+        return construct(
+            cls,
+            config,
+            dtype=compute,
+            param_dtype=param_dtype or compute,
+            precision=precision,
+            rngs=nnx.Rngs(keys),
+        )
+
+    shardings = None
+    if shard:
+        module = nnx.eval_shape(build)
+        mesh = config.mesh if mesh is None else mesh
+        rules = placing.rules_in_force(module) if partition_rules is None else partition_rules
+        placements = placing.module_shardings(module, rules, mesh)
+        shardings = lambda _: placements  # noqa: E731
+    model = load_module(
+        build, directory, param_dtype=param_dtype, shardings=shardings, allow_new=allow_new, progress=progress
+    )
+    if shard:
+        model._mark_sharded(mesh)
+    if (directory / GENERATION).is_file():
+        model.generation_settings = json.dumps(read_json(directory / GENERATION), sort_keys=True)
+    return model
+
+
+def checkpoint_dtype(directory: Path) -> jnp.dtype:
+    """Return the float type that holds most of a checkpoint's bytes, if one can compute in it; else float32."""
+    sizes: dict[str, int] = {}
+    for entry in checkpoint_table(directory).values():
+        if jnp.issubdtype(entry.dtype, jnp.floating):
+            sizes[str(entry.dtype)] = sizes.get(str(entry.dtype), 0) + entry.nbytes
+    common = max(sizes, key=lambda name: sizes[name], default="float32")
+    return jnp.dtype(common if common in _COMPUTE_DTYPES else "float32")
+
+
+def rendered_files(model: Any) -> dict[str, str]:
+    """Return name → text of the JSON files that go with a model's weights."""
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    content = json.loads(config.to_json_string()) | {"dtype": str(model.module_dtype)}
+    files = {CONFIG: json.dumps(content, indent=2, sort_keys=True) + "\n"}
+    settings = model.generation_settings
+    if settings is None and model.model_task not in ("sequence-classification", "token-classification"):
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        ids = {name: getattr(config, name, None) for name in names}
+        settings = json.dumps({name: value for name, value in ids.items() if value is not None})
+    if settings is not None:
+        files[GENERATION] = json.dumps(json.loads(settings), indent=2, sort_keys=True) + "\n"
+    return files
