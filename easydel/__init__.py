@@ -10,20 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from easydel.errors import CheckpointError, EasyDeLError, ShardingError, UnsupportedError
+if TYPE_CHECKING:  # for type checkers and editors
+    from easydel.errors import CheckpointError as CheckpointError
+    from easydel.errors import EasyDeLError as EasyDeLError
+    from easydel.errors import ShardingError as ShardingError
+    from easydel.errors import UnsupportedError as UnsupportedError
+    from easydel.infra.auto import AutoEasyDeLConfig as AutoEasyDeLConfig
+    from easydel.infra.auto import AutoEasyDeLModel as AutoEasyDeLModel
+    from easydel.infra.auto import AutoEasyDeLModelForCausalLM as AutoEasyDeLModelForCausalLM
     from easydel.infra.auto import (
-        AutoEasyDeLConfig,
-        AutoEasyDeLModel,
-        AutoEasyDeLModelForCausalLM,
-        AutoEasyDeLModelForSequenceClassification,
+        AutoEasyDeLModelForSequenceClassification as AutoEasyDeLModelForSequenceClassification,
     )
-    from easydel.infra.base_config import EasyDeLBaseConfig
-    from easydel.infra.base_module import EasyDeLBaseModule
-    from easydel.infra.base_state import EasyDeLState
-    from easydel.infra.compilation import CompilationCounter
-    from easydel.infra.registry import TaskType, register_config, register_module
-    from easydel.loss import LossConfig
+    from easydel.infra.base_config import EasyDeLBaseConfig as EasyDeLBaseConfig
+    from easydel.infra.base_module import EasyDeLBaseModule as EasyDeLBaseModule
+    from easydel.infra.base_state import EasyDeLState as EasyDeLState
+    from easydel.infra.compilation import CompilationCounter as CompilationCounter
+    from easydel.infra.registry import TaskType as TaskType
+    from easydel.infra.registry import register_config as register_config
+    from easydel.infra.registry import register_module as register_module
+    from easydel.loss import LossConfig as LossConfig
 
 _NAMES: dict[str, str] = {
     "AutoEasyDeLConfig": "easydel.infra.auto",

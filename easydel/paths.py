@@ -15,10 +15,8 @@ from typing import Any
 
 from flax import nnx
 
-Key = str | int
 
-
-def _join(parts: tuple[Key, ...]) -> str:
+def _join(parts: tuple[Any, ...]) -> str:
     for part in parts:
         if isinstance(part, str) and (part.isdigit() or "/" in part):
             raise ValueError(
@@ -48,6 +46,12 @@ def named_modules(module: nnx.Module) -> dict[str, nnx.Module]:
     """Return every submodule (shared ones once) by path; the root's path is the empty string."""
     found = {path: node for path, node in _walk(module) if isinstance(node, nnx.Module)}
     return {path: found[path] for path in sorted(found, key=_natural)}
+
+
+def split(module: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:
+    """Return `(graphdef, parameters, other state)`; `nnx.merge` of the three is the module again."""
+    graphdef, params, *other = nnx.split(module, nnx.Param, ...)
+    return graphdef, params, other[0]
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

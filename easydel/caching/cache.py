@@ -96,5 +96,5 @@ class Cache:
             )
         if width not in (length, written + length):
             raise ValueError(
-                f"attention_mask of width {width}: expected {length} (the new tokens) or {written + length} (all so far)"
+                f"attention_mask has width {width}: expected {length} (new tokens) or {written + length} (all so far)"
             )

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from easydel.calls import takes
 from easydel.generation.loop import Progress, begin, cached_loop
@@ -17,6 +16,7 @@ from easydel.generation.prompts import SHORTEST_CACHE, SHORTEST_PROMPT, align, b
 from easydel.generation.recompute import Prefix, recompute_loop
 from easydel.generation.sampling import Sampler
 from easydel.outputs import GenerationOutput
+from easydel.paths import split
 
 # Runs until `limit` tokens are made or every row has ended.
 Advance = Callable[[int], Progress]
@@ -52,7 +52,7 @@ def _prepare(
 
 def _start(model: Any, ids: np.ndarray, mask: np.ndarray, options: GenerationOptions) -> Advance:
     """Split the model once and return the function that makes tokens."""
-    graphdef, params, other = nnx.split(model, nnx.Param, ...)
+    graphdef, params, other = split(model)
     content = model.config.content() if hasattr(model.config, "content") else repr(model.config)
     with_cache = takes(model, "cache")
     parts = (graphdef, content, params, other)

@@ -35,7 +35,7 @@ class Progress:
     keys: jax.Array
 
 
-def begin(memory: Any, batch: int, capacity: int, seed: jax.Array) -> Progress:
+def begin(memory: Any, batch: int, capacity: int, seed: Any) -> Progress:
     """Make the state before the first token."""
     return Progress(
         memory=memory,

@@ -159,5 +159,6 @@ def _refuse(options: Mapping[str, Any], where: str, asked: Mapping[str, Any]) ->
         hint = f"; pass {name}={_NEUTRAL[name]!r} to go without it" if where and name in _NEUTRAL else ""
         hint = hint or (f"; did you mean {near[0]}?" if near and name not in _NEUTRAL else "")
         raise UnsupportedError(
-            f"the generation option {name}={value!r}{where} is not supported{hint} (offered: {', '.join(sorted(_OFFERED))})"
+            f"the generation option {name}={value!r}{where} is not supported{hint} "
+            f"(offered: {', '.join(sorted(_OFFERED))})"
         )

@@ -29,8 +29,8 @@ _ROUNDING = 1e-3
 class Prefix:
     """Sequences so far: `ids` int32 `[batch, width]`, tokens on the left, and their `lengths` int32 `[batch]`."""
 
-    ids: jax.Array
-    lengths: jax.Array
+    ids: Any
+    lengths: Any
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,12 @@ class Sampler:
         use_top_p: whether `top_p` applies (static).
     """
 
-    temperature: np.ndarray
-    top_k: np.ndarray
-    top_p: np.ndarray
-    eos_token_ids: np.ndarray
-    pad_token_id: np.ndarray
-    min_new_tokens: np.ndarray
+    temperature: jax.typing.ArrayLike
+    top_k: jax.typing.ArrayLike
+    top_p: jax.typing.ArrayLike
+    eos_token_ids: jax.typing.ArrayLike
+    pad_token_id: jax.typing.ArrayLike
+    min_new_tokens: jax.typing.ArrayLike
     do_sample: bool = field(metadata={"static": True})
     use_top_k: bool = field(metadata={"static": True})
     use_top_p: bool = field(metadata={"static": True})
@@ -89,15 +89,17 @@ class Sampler:
         return draw(keys, logits).astype(jnp.int32)
 
 
-def keep_top_k(logits: jax.Array, k: jax.Array) -> jax.Array:
+def keep_top_k(logits: jax.Array, k: jax.typing.ArrayLike) -> jax.Array:
     """Set all but the `k` largest of `[..., vocab]` to -inf; ties with the k-th stay."""
     vocab = logits.shape[-1]
     ascending = jnp.sort(logits, axis=-1)
-    threshold = jnp.take_along_axis(ascending, jnp.full((*logits.shape[:-1], 1), vocab - jnp.clip(k, 1, vocab)), axis=-1)
+    threshold = jnp.take_along_axis(
+        ascending, jnp.full((*logits.shape[:-1], 1), vocab - jnp.clip(k, 1, vocab)), axis=-1
+    )
     return jnp.where(logits < threshold, -jnp.inf, logits)
 
 
-def keep_top_p(logits: jax.Array, p: jax.Array) -> jax.Array:
+def keep_top_p(logits: jax.Array, p: jax.typing.ArrayLike) -> jax.Array:
     """Keep the likeliest tokens of `[..., vocab]` up to the one with which their probability reaches `p`."""
     order = jnp.argsort(-logits, axis=-1)
     ranked = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)

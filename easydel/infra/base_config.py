@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,7 +35,8 @@ def _freeze(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.shape, str(value.dtype), value.tobytes()
     # 1, 1.0 and True are equal and hash alike in Python, but they trace differently.
-    return type(value).__name__, value if type(value).__hash__ else json.dumps(value, default=repr, sort_keys=True)
+    hashable = isinstance(value, Hashable)
+    return type(value).__name__, value if hashable else json.dumps(value, default=repr, sort_keys=True)
 
 
 class EasyDeLBaseConfig(PreTrainedConfig):

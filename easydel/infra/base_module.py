@@ -16,7 +16,7 @@ from easydel.infra.mixins.bridge import EasyBridgeMixin
 from easydel.infra.mixins.generation import EasyGenerationMixin
 from easydel.infra.mixins.operation_cache import OperationCacheMixin
 from easydel.loss import LossConfig, task_loss
-from easydel.paths import flatten, named_modules, named_variables, nest
+from easydel.paths import flatten, named_modules, named_variables, nest, split
 from easydel.sharding import PartitionRules, gather, match_rules, named_shardings
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__call__" in cls.__dict__:
-            cls.__call__ = forward.front_door(cls.__call__)
+            cls.__call__ = forward.front_door(cls.__call__)  # type: ignore[method-assign]
 
     def __init__(
         self,
         config: Any,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
-        precision: jax.lax.PrecisionLike = None,
+        precision: Any = None,
         rngs: nnx.Rngs | None = None,
     ) -> None:
         del rngs  # keys belong to the layers that use them
@@ -139,7 +139,7 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
     @property
     def graphother(self) -> nnx.State:
         """Everything that is no parameter."""
-        return functional.split(self)[2]
+        return split(self)[2]
 
     def split_module(self) -> tuple[Any, nnx.State]:
         """Return `(graphdef, state)`."""
@@ -251,7 +251,7 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
             The loss, float32 `[]`, and a mapping of metrics (`loss`, `accuracy`, `num_tokens`, …).
         """
         if logits is None:
-            logits = logits_of(self(**self.prepare_inputs_for_call(**inputs)))  # type: ignore[operator]
+            logits = logits_of(self(**self.prepare_inputs_for_call(**inputs)))
         elif inputs:
             raise TypeError(f"compute_loss with logits runs no forward pass: {', '.join(inputs)} would have no effect")
         return task_loss(self.model_task, logits, labels, config, self.config)
@@ -287,5 +287,3 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
     def float(self) -> Self:  # last: in the class body, `float` means this method from here on
         """Convert to float32."""
         return self.to_dtype(jnp.float32)
-
-

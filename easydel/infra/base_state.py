@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from easydel.infra.functional import bind, split
+from easydel.infra.functional import bind
 from easydel.infra.views import param_arrays
-from easydel.paths import nest
+from easydel.paths import flatten, nest, split
 
 _STATIC = {"static": True}
 
@@ -57,7 +57,7 @@ class EasyDeLState:
         Raises:
             ValueError: `grads` is a tree of another structure.
         """
-        if jax.tree.structure(grads) != jax.tree.structure(self.params):
+        if flatten(grads).keys() != flatten(self.params).keys():
             raise ValueError("grads must be a tree like state.params, as jax.grad over them returns it")
         updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
         params = optax.apply_updates(self.params, updates)

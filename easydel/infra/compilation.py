@@ -40,8 +40,8 @@ class CompilationCounter:
         _counters.remove(self)
 
 
-def _on_event(event: str, duration: float, **_: Any) -> None:
+def _on_event(event: str, duration_secs: float, **_: Any) -> None:
     if event == _EVENT:
         for counter in _counters:
             counter.count += 1
-            counter.seconds += duration
+            counter.seconds += duration_secs

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 
-def construct(cls: type, config: Any, *, dtype: Any, param_dtype: Any, precision: Any, rngs: nnx.Rngs) -> Any:
+def construct(cls: Any, config: Any, *, dtype: Any, param_dtype: Any, precision: Any, rngs: nnx.Rngs) -> Any:
     """Build `cls(config, …)`, passing on those of the usual arguments that its `__init__` takes.
 
     Raises:
@@ -24,20 +24,20 @@ def construct(cls: type, config: Any, *, dtype: Any, param_dtype: Any, precision
         signature.bind(config, **accepted)
     except TypeError as error:
         raise TypeError(
-            f"{cls.__name__}{signature} cannot be built from a config: __init__ should take (config, dtype, param_dtype, "
-            f"precision, rngs) and give defaults to whatever else it takes ({error})"
+            f"{cls.__name__}{signature} cannot be built from a config: __init__ should take (config, dtype, "
+            f"param_dtype, precision, rngs) and give defaults to whatever else it takes ({error})"
         ) from error
     return cls(config, **accepted)
 
 
-def abstract_module(cls: type, config: Any, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32) -> Any:
+def abstract_module(cls: Any, config: Any, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32) -> Any:
     """Build a module whose variables hold shapes only (`jax.ShapeDtypeStruct`)."""
     return nnx.eval_shape(
         lambda: construct(cls, config, dtype=dtype, param_dtype=param_dtype, precision=None, rngs=nnx.Rngs(0))
     )
 
 
-def config_class_of(cls: type) -> type | None:
+def config_class_of(cls: Any) -> Any:
     """Return a module class's config class: `config_class`, else the annotation of `__init__`'s `config`."""
     if getattr(cls, "config_class", None) is not None:
         return cls.config_class

@@ -64,7 +64,9 @@ def forward_flops(module_class: type, config: Any, batch_size: int, sequence_len
     tokens = jax.ShapeDtypeStruct((batch_size, sequence_length), jnp.int32)
 
     def forward(input_ids: jax.Array) -> Any:
-        model = construct(module_class, config, dtype=jnp.float32, param_dtype=jnp.float32, precision=None, rngs=nnx.Rngs(0))
+        model = construct(
+            module_class, config, dtype=jnp.float32, param_dtype=jnp.float32, precision=None, rngs=nnx.Rngs(0)
+        )
         return jax.tree.leaves(model(input_ids=input_ids))
 
     return count_matmul_flops(jax.make_jaxpr(forward)(tokens).jaxpr)

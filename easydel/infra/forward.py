@@ -68,7 +68,9 @@ def static_arguments(model: Any) -> tuple[str, ...]:
     return tuple(
         name
         for name, parameter in forward_parameters(model).items()
-        if name in STATIC_NAMES or isinstance(parameter.default, bool | str) or parameter.annotation in (bool, str, "bool")
+        if name in STATIC_NAMES
+        or isinstance(parameter.default, bool | str)
+        or parameter.annotation in (bool, str, "bool")
     )
 
 

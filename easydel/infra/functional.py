@@ -8,17 +8,12 @@ from typing import Any
 import jax
 from flax import nnx
 
-from easydel.paths import named_variables, to_state
+from easydel.paths import named_variables, split, to_state
 
 
 def bind(graphdef: Any, params: Any, other: Any) -> Any:
     """Build a module from its definition, its parameters (nested dict or `nnx.State`) and its other state."""
     return nnx.merge(graphdef, to_state(params), other)
-
-
-def split(module: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:
-    """Return `(graphdef, parameters, other state)`."""
-    return nnx.split(module, nnx.Param, ...)
 
 
 def pure_function(module: nnx.Module) -> Callable[..., Any]:

@@ -75,5 +75,7 @@ def apply_to_tree(tree: Any, rules: PartitionRules, mesh: Mesh, *, is_gather: bo
     if is_gather:
         moved = {path: gather(leaf) for path, leaf in flat.items()}
     else:
-        moved = {path: place(flat[path], s) for path, s in named_shardings(match_rules(rules, flat), flat, mesh).items()}
+        moved = {
+            path: place(flat[path], s) for path, s in named_shardings(match_rules(rules, flat), flat, mesh).items()
+        }
     return to_state(nest(moved)) if isinstance(tree, nnx.State) else nest(moved)

@@ -42,7 +42,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def load_config(directory: Path, config_class: type | None, overrides: Mapping[str, Any]) -> Any:
+def load_config(directory: Path, config_class: Any, overrides: Mapping[str, Any]) -> Any:
     """Return the config in `directory`, with some of its fields overridden.
 
     Args:
@@ -65,8 +65,8 @@ def load_config(directory: Path, config_class: type | None, overrides: Mapping[s
     expected = getattr(config_class, "model_type", "")
     if model_type and expected and model_type != expected:
         raise CheckpointError(
-            f"{file}: is for model_type {model_type!r}, but {config_class.__name__} is for {expected!r}; use the class of "
-            f"{model_type!r}, or an Auto class"
+            f"{file}: is for model_type {model_type!r}, but {config_class.__name__} is for {expected!r}; use "
+            f"the class of {model_type!r}, or an Auto class"
         )
     try:
         config, unused = config_class.from_dict(content, return_unused_kwargs=True, **overrides)

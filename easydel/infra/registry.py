@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from easydel.errors import UnsupportedError
 from easydel.paths import nearest
 
-T = TypeVar("T", bound=type)
+T = TypeVar("T", bound=Any)
 
 
 class TaskType(StrEnum):
@@ -73,7 +73,9 @@ def register_config(model_type: str) -> Callable[[T], T]:
     def register(config: T) -> T:
         _check_free(_CONFIGS.get(model_type), config, f"model_type {model_type!r}")
         if getattr(config, "model_type", "") not in ("", model_type):
-            raise ValueError(f"{config.__name__}.model_type is {config.model_type!r}, but is registered as {model_type!r}")
+            raise ValueError(
+                f"{config.__name__}.model_type is {config.model_type!r}, but is registered as {model_type!r}"
+            )
         config.model_type = model_type
         _CONFIGS[model_type] = config
         return config
@@ -154,4 +156,6 @@ def get_module_class(task: TaskType | str, model_type: str) -> type[Any]:
 
 def _unknown(what: str, name: str, known: list[str]) -> str:
     near = nearest(name, known)
-    return f"{what} is not supported{f' (did you mean {near[0]!r}?)' if near else ''}; known: {', '.join(known) or 'none'}"
+    return (
+        f"{what} is not supported{f' (did you mean {near[0]!r}?)' if near else ''}; known: {', '.join(known) or 'none'}"
+    )

@@ -21,7 +21,9 @@ def param_arrays(module: nnx.Module) -> dict[str, jax.Array]:
 def abstract(array: Any) -> jax.ShapeDtypeStruct:
     """Return shape and dtype of an array, with its sharding if it lies on a mesh."""
     sharding = getattr(array, "sharding", None)
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding if isinstance(sharding, NamedSharding) else None)
+    return jax.ShapeDtypeStruct(
+        array.shape, array.dtype, sharding=sharding if isinstance(sharding, NamedSharding) else None
+    )
 
 
 def merge_params(module: nnx.Module, tree: Mapping[Any, Any] | nnx.State) -> None:

@@ -40,14 +40,20 @@ class RotaryEmbedding:
             raise ValueError(f"rope_parameters lack 'rope_theta': got {dict(parameters)}")
         self.dim = int(head_dim * settings.get("partial_rotary_factor", 1.0))
         self.max_position_embeddings = max_position_embeddings
-        self.settings = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in settings.items()))
+        # A tuple: the object is part of a module's static, hashable structure.
+        self._items = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in settings.items()))
         try:
             self._inverse_frequencies()
         except KeyError as error:
             raise ValueError(f"rope_type {self.rope_type!r} needs rope_parameters[{error}]: got {settings}") from error
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The rope parameters that are set."""
+        return dict(self._items)
+
     def _key(self) -> tuple[Any, ...]:
-        return self.dim, self.max_position_embeddings, self.settings
+        return self.dim, self.max_position_embeddings, self._items
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RotaryEmbedding) and self._key() == other._key()
@@ -63,7 +69,7 @@ class RotaryEmbedding:
             inverse = self._dynamic(jnp.max(positions) + 1)
         elif self.rope_type == "longrope":
             longest = jnp.max(positions) + 1
-            original = dict(self.settings)["original_max_position_embeddings"]
+            original = self.settings["original_max_position_embeddings"]
             inverse = jnp.where(longest > original, self._longrope("long_factor")[0], frequencies)
         angles = positions[..., None].astype(jnp.float32) * inverse
         angles = jnp.concatenate([angles, angles], axis=-1)
@@ -72,7 +78,7 @@ class RotaryEmbedding:
     def _inverse_frequencies(self) -> tuple[np.ndarray, float]:
         """Return the inverse frequencies, float32 `[dim / 2]`, and the factor of cosines and sines."""
         if self.rope_type == "linear":
-            return self._default() / np.float32(dict(self.settings)["factor"]), 1.0
+            return self._default() / np.float32(self.settings["factor"]), 1.0
         if self.rope_type == "yarn":
             return self._yarn()
         if self.rope_type == "longrope":
@@ -80,11 +86,11 @@ class RotaryEmbedding:
         if self.rope_type == "llama3":
             return self._llama3(), 1.0
         if self.rope_type == "dynamic":
-            _ = dict(self.settings)["factor"]
+            _ = self.settings["factor"]
         return self._default(), 1.0
 
     def _powers(self) -> np.ndarray:
-        base = np.float32(dict(self.settings)["rope_theta"])
+        base = np.float32(self.settings["rope_theta"])
         return base ** (np.arange(0, self.dim, 2, dtype=np.float32) / np.float32(self.dim))
 
     def _default(self) -> np.ndarray:
@@ -92,7 +98,7 @@ class RotaryEmbedding:
 
     def _dynamic(self, length: jax.Array) -> jax.Array:
         """NTK scaling whose base grows with the sequence once it is longer than the original."""
-        settings, longest = dict(self.settings), self.max_position_embeddings
+        settings, longest = self.settings, self.max_position_embeddings
         length = jnp.maximum(length, longest).astype(jnp.float32)
         growth = settings["factor"] * length / longest - (settings["factor"] - 1)
         base = settings["rope_theta"] * growth ** (self.dim / (self.dim - 2))
@@ -100,7 +106,7 @@ class RotaryEmbedding:
 
     def _llama3(self) -> np.ndarray:
         """Llama 3.1: long wavelengths are stretched, short ones kept, those between interpolated."""
-        settings, plain = dict(self.settings), self._default()
+        settings, plain = self.settings, self._default()
         low, high = settings["low_freq_factor"], settings["high_freq_factor"]
         original = settings["original_max_position_embeddings"]
         wavelength = 2 * math.pi / plain
@@ -109,7 +115,7 @@ class RotaryEmbedding:
 
     def _longrope(self, which: str) -> tuple[np.ndarray, float]:
         """LongRoPE (arXiv:2402.13753): a factor per frequency, one set for short and one for long sequences."""
-        settings = dict(self.settings)
+        settings = self.settings
         original = settings["original_max_position_embeddings"]
         factor = settings.get("factor", self.max_position_embeddings / original)
         scaling = settings.get("attention_factor")
@@ -122,7 +128,7 @@ class RotaryEmbedding:
 
     def _yarn(self) -> tuple[np.ndarray, float]:
         """YaRN (arXiv:2309.00071): slow frequencies are interpolated, fast ones kept, a ramp between."""
-        settings = dict(self.settings)
+        settings = self.settings
         original = settings["original_max_position_embeddings"]
         factor = settings.get("factor", self.max_position_embeddings / original)
 
@@ -137,7 +143,9 @@ class RotaryEmbedding:
         width = high - low or 0.001
         ramp = np.clip((np.arange(self.dim // 2, dtype=np.float32) - low) / width, 0.0, 1.0)
         plain = self._default()
-        return (plain / np.float32(factor) * ramp + plain * (1 - ramp)).astype(np.float32), _yarn_scaling(settings, factor)
+        return (plain / np.float32(factor) * ramp + plain * (1 - ramp)).astype(np.float32), _yarn_scaling(
+            settings, factor
+        )
 
 
 def _yarn_scaling(settings: Mapping[str, Any], factor: float) -> float:

@@ -67,9 +67,7 @@ class LayerStack(nnx.List):
             hidden = constrain(hidden, "batch", "sequence", None)
             new_caches.append(cache)
             attentions.append(weights)
-        return StackOutputs(
-            hidden, None if caches is None else tuple(new_caches), tuple(states), tuple(attentions)
-        )
+        return StackOutputs(hidden, None if caches is None else tuple(new_caches), tuple(states), tuple(attentions))
 
 
 def _run_block(block: Any, hidden: jax.Array, inputs: LayerInputs, cache: Any, remat: str) -> Any:

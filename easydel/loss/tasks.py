@@ -82,6 +82,8 @@ def sequence_classification_loss(
 
 def _check_labels(labels: jax.Array, logits: jax.Array, expected: tuple[int, ...]) -> None:
     if labels.shape != expected:
-        raise ValueError(f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}: expected {expected}")
+        raise ValueError(
+            f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}: expected {expected}"
+        )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be integers, got {labels.dtype}")

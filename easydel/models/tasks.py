@@ -28,7 +28,7 @@ class TaskModule(EasyDeLBaseModule):
         config: Any,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
-        precision: jax.lax.PrecisionLike = None,
+        precision: Any = None,
         rngs: nnx.Rngs | None = None,
     ) -> None:
         super().__init__(config, dtype, param_dtype, precision, rngs)
@@ -90,11 +90,10 @@ class CausalLM(TaskModule):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> CausalLMOutput:
-        """Run the model; arguments as the backbone's.
+        """Run the model.
 
-        Args:
-            labels: int32 `[batch, seq]`, the tokens themselves; -100 masks one. Gives `.loss`.
-            loss_config: a `LossConfig`.
+        Arguments are the backbone's, and `labels` int32 `[batch, seq]`, the tokens themselves (-100 masks one), which
+        give `.loss` as a `LossConfig` in `loss_config` says.
         """
         out = self.backbone(
             input_ids=input_ids,
@@ -138,15 +137,11 @@ class SequenceClassifier(TaskModule):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> SequenceClassifierOutput:
-        """Run the model; arguments as the backbone's.
+        """Run the model.
 
-        Args:
-            labels: `[batch]` classes or targets, or `[batch, labels]`. Gives `.loss`.
-            loss_config: a `LossConfig`.
-
-        Returns:
-            Logits `[batch, labels]` of each row's last token: the last that is not `pad_token_id`, or without one, the
-            last that the attention mask keeps.
+        Arguments are the backbone's, and `labels`, `[batch]` classes or targets or `[batch, labels]`, which give
+        `.loss` as a `LossConfig` in `loss_config` says. The logits, `[batch, labels]`, are those of each row's last token: the
+        last that is not `pad_token_id`, or without one, the last that the attention mask keeps.
         """
         out = self.backbone(
             input_ids=input_ids,

@@ -27,14 +27,16 @@ def resolve_axis_dims(dims: Sequence[int], device_count: int, names: Sequence[st
     dims = tuple(int(dim) for dim in dims)
     shown = ", ".join(f"{name}={dim}" for name, dim in zip(names, dims, strict=False))
     if len(dims) != len(names):
-        raise ShardingError(f"{len(dims)} mesh dimensions {dims} for {len(names)} axes {tuple(names)}: give one per axis")
+        raise ShardingError(
+            f"{len(dims)} mesh dimensions {dims} for {len(names)} axes {tuple(names)}: give one per axis"
+        )
     if any(dim < 1 and dim != -1 for dim in dims) or dims.count(-1) > 1:
         raise ShardingError(f"mesh ({shown}): every size must be positive, and at most one may be -1 (inferred)")
     known = math.prod(dim for dim in dims if dim != -1)
     if device_count % known or (-1 not in dims and known != device_count):
         raise ShardingError(
-            f"mesh ({shown}) needs {'a multiple of ' if -1 in dims else ''}{known} devices, but {device_count} are here; "
-            "change sharding_axis_dims, or use -1 for one axis to have it inferred"
+            f"mesh ({shown}) needs {'a multiple of ' if -1 in dims else ''}{known} devices, but {device_count} are "
+            "here; change sharding_axis_dims, or use -1 for one axis to have it inferred"
         )
     return tuple(device_count // known if dim == -1 else dim for dim in dims)
 

@@ -26,7 +26,7 @@ def test_reads_what_the_reference_writes(tmp_path: Path) -> None:
     kinds = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.int32, np.int16, np.int8]
     kinds += [np.uint64, np.uint32, np.uint16, np.uint8, np.bool_]
     want = {f"t{i}": (rng.standard_normal((3, i + 1, 2)) * 3).astype(kind) for i, kind in enumerate(kinds)}
-    want |= {"scalar": np.float32(3.5).reshape(()), "empty": np.zeros((0, 4), np.float32)}
+    want |= {"scalar": np.array(3.5, np.float32), "empty": np.zeros((0, 4), np.float32)}
     save_file(want, tmp_path / "model.safetensors")
     table = checkpoint_table(tmp_path)
     assert table.keys() == want.keys()

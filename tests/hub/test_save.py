@@ -29,11 +29,11 @@ from tests.hub.tiny import Causal, cast, same
 
 
 def models(*seeds: int) -> list[Causal]:
-    return [Causal(nnx.Rngs(seed)) for seed in seeds]
+    return [Causal(nnx.Rngs(seed), layers=1) for seed in seeds]
 
 
 def load(folder: Path) -> Causal:
-    return load_module(lambda: Causal(nnx.Rngs(0)), resolve_checkpoint(folder))
+    return load_module(lambda: Causal(nnx.Rngs(0), layers=1), resolve_checkpoint(folder))
 
 
 def weight_files(folder: Path) -> set[str]:
@@ -43,7 +43,7 @@ def weight_files(folder: Path) -> set[str]:
 def test_replacing_between_forms_leaves_nothing_stale(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "model-extra.safetensors").write_bytes(b"mine too")
-    for seed, size in enumerate(["5GB", "3KB", "3KB", "4KB", "5GB", "5GB"]):
+    for seed, size in enumerate(["5GB", "1KB", "1KB", "2KB", "5GB", "5GB"]):
         (model,) = models(seed)
         save_module(model, tmp_path, max_shard_size=size, extra_files={"config.json": f'{{"seed": {seed}}}'})
         assert same(load(tmp_path), model)
@@ -60,7 +60,7 @@ def test_replacing_between_forms_leaves_nothing_stale(tmp_path: Path) -> None:
 
 
 def test_first_shards_have_the_usual_names(tmp_path: Path) -> None:
-    save_module(models(0)[0], tmp_path, max_shard_size="10KB")
+    save_module(models(0)[0], tmp_path, max_shard_size="2KB")
     assert "model-00001-of-00002.safetensors" in weight_files(tmp_path)
     with safe_open(tmp_path / "model-00001-of-00002.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
@@ -123,7 +123,7 @@ class Crash(BaseException):
     """Stands for a process that dies: no handler but `finally` sees it."""
 
 
-@pytest.mark.parametrize(("before", "after"), [("5GB", "5GB"), ("5GB", "3KB"), ("3KB", "5GB"), ("3KB", "3KB")])
+@pytest.mark.parametrize(("before", "after"), [("5GB", "5GB"), ("5GB", "1KB"), ("1KB", "5GB"), ("1KB", "1KB")])
 def test_a_crash_at_every_step_of_the_switch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
 ) -> None:
@@ -155,7 +155,7 @@ def test_a_crash_at_every_step_of_the_switch(
             except Crash:
                 finished = False
         # without any recovery the weights are already one model or the other
-        plain = load_module(lambda: Causal(nnx.Rngs(0)), folder)
+        plain = load_module(lambda: Causal(nnx.Rngs(0), layers=1), folder)
         assert same(plain, old) or same(plain, new)
         got = load(folder)
         which = "old" if same(got, old) else "new"
@@ -190,7 +190,7 @@ import sys
 from flax import nnx
 from easydel.hub.save import save_module
 from tests.hub.tiny import Causal
-one, two = Causal(nnx.Rngs(1)), Causal(nnx.Rngs(2))
+one, two = Causal(nnx.Rngs(1), layers=1), Causal(nnx.Rngs(2), layers=1)
 print("ready", flush=True)
 while True:
     for model in (one, two):
@@ -198,12 +198,12 @@ while True:
 """
 
 
-@pytest.mark.parametrize("size", ["5GB", "4KB"])
+@pytest.mark.parametrize("size", ["5GB", "1KB"])
 def test_kill_during_save(tmp_path: Path, size: str) -> None:
     one, two = models(1, 2)
     (tmp_path / "notes.txt").write_text("mine")
     save_module(one, tmp_path, max_shard_size=size)
-    for delay in (0.0, 0.013, 0.031, 0.057):
+    for delay in (0.004, 0.031):
         process = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path), size], stdout=subprocess.PIPE, text=True,
             env={**os.environ, "JAX_PLATFORMS": "cpu"}, cwd=Path(__file__).parents[2],

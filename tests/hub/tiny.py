@@ -28,9 +28,9 @@ class Backbone(nnx.Module):
 class Causal(nnx.Module):
     base_model_prefix = "model"
 
-    def __init__(self, rngs: nnx.Rngs, tied: bool = False) -> None:
+    def __init__(self, rngs: nnx.Rngs, tied: bool = False, layers: int = 12) -> None:
         self.tied = tied
-        self.model = Backbone(rngs)
+        self.model = Backbone(rngs, layers)
         if not tied:
             self.lm_head = nnx.Linear(8, 16, use_bias=False, rngs=rngs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 from flax import nnx
@@ -25,7 +25,7 @@ class EasyBridgeMixin:
 
     config: Any
     model_type: Any
-    model_task: Any
+    model_task: ClassVar[str]
     module_dtype: Any
 
     @classmethod

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easydel.calls import takes
 from easydel.caching import Cache, LayerCache
+from easydel.calls import takes
 from easydel.paths import named_modules
 from easydel.sharding import activation_mesh
 
@@ -56,6 +56,6 @@ def _checked_starts(starts: Any, batch_size: int, max_length: int) -> jax.Array:
         host = np.asarray(starts)
         if host.shape != (batch_size,) or host.dtype.kind not in "iu" or host.min() < 0 or host.max() > max_length:
             raise ValueError(
-                f"starts must be integers [batch={batch_size}] between 0 and max_length={max_length}, got {host.tolist()}"
+                f"starts must be integers [batch={batch_size}] in [0, max_length={max_length}], got {host.tolist()}"
             )
     return jnp.asarray(starts, jnp.int32)

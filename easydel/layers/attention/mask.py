@@ -34,7 +34,7 @@ class AttentionMask:
         return replace(self, window=window)
 
     def visible(self, queries: range, keys: range) -> jax.Array | None:
-        """Return the mask of a block of queries and keys, bool `[batch or 1, 1, queries, keys]`; `None`: all visible."""
+        """Return a block of the mask, bool `[batch or 1, 1, queries, keys]`; `None`: all visible."""
         parts = []
         if self.causal or self.window is not None:
             first = 0 if self.offset is None else self.offset

@@ -60,7 +60,9 @@ def attend(
         mechanism = _choose(query, mask, block_size, plain=softcap is None and dropout is None)
     if mechanism == "sdpa" and (softcap is not None or dropout is not None):
         what = "soft-capping" if softcap is not None else "dropout on attention weights"
-        raise UnsupportedError(f"attn_mechanism='sdpa' with {what} is not supported; use 'auto', 'vanilla' or 'blockwise'")
+        raise UnsupportedError(
+            f"attn_mechanism='sdpa' with {what} is not supported; use 'auto', 'vanilla' or 'blockwise'"
+        )
     options: dict[str, Any] = {"scale": scale, "softcap": softcap, "precision": precision, "dropout": dropout}
     if mechanism == "vanilla" or return_weights:
         out, weights = vanilla(query, key, value, mask, **options)
@@ -151,5 +153,5 @@ def sdpa(
 
 def _precision_name(precision: Any) -> Any:
     if precision is None:
-        return jax.config.jax_default_matmul_precision
+        return jax.config.values["jax_default_matmul_precision"]
     return precision.name.lower() if isinstance(precision, jax.lax.Precision) else precision
