@@ -61,7 +61,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for the fine-tuned model and its loss curve.")] = Path(
         "easydel-demo"
     ),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 60,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 40,
     tokens: Annotated[int, typer.Option(min=1, help="New tokens of each sample.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of sampling and of the order of the text.")] = 0,
 ) -> None:

@@ -28,9 +28,7 @@ def run_inspect(source: str) -> None:
     Args:
         source: a folder or a Hub id; of a Hub id only the config and the headers are fetched.
     """
-    from easydel import AutoEasyDeLConfig
-
-    config = AutoEasyDeLConfig.from_pretrained(source)
+    config = read_config(source)
     tensors = read_tensors(source)
     console = Console(highlight=False)
     console.print(config_table(source, config))
@@ -39,6 +37,17 @@ def run_inspect(source: str) -> None:
     console.print(parameter_table(group_parameters(arrays, specs)))
     console.print()
     console.print(memory_table(config, tensors))
+
+
+def read_config(source: str) -> Any:
+    """Return a checkpoint's config; of a Hub id nothing else is fetched."""
+    from easydel import AutoEasyDeLConfig
+
+    if not Path(source).is_dir() and source.count("/") == 1 and not source.startswith((".", "/", "~")):
+        from huggingface_hub import hf_hub_download
+
+        return AutoEasyDeLConfig.from_pretrained(Path(hf_hub_download(source, "config.json")).parent)
+    return AutoEasyDeLConfig.from_pretrained(source)
 
 
 def read_tensors(source: str) -> dict[str, jax.ShapeDtypeStruct]:
@@ -103,7 +112,7 @@ def config_table(source: str, config: Any) -> Table:
     for name in FIELDS:
         value = getattr(config, name, None)
         if value is not None:
-            table.add_row(name.replace("_", " "), str(value))
+            table.add_row(name.replace("_", " "), str(value).removeprefix("torch."))
     return table
 
 

@@ -56,8 +56,8 @@ def _fetch(name: str, patterns: Sequence[str], options: dict[str, Any]) -> Path:
         raise CheckpointError(f"Hub repository {name!r} is gated: accept its terms and pass token=") from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"{name!r} is neither a directory here ({os.getcwd()}) nor a repository on the Hub that this token may see; "
-            "check the spelling, or pass token= for a private one"
+            f"{name!r} is neither a directory here ({os.getcwd()}) nor a repository on the Hub that this token "
+            "may see; check the spelling, or pass token= for a private one"
         ) from error
     except RevisionNotFoundError as error:
         raise CheckpointError(f"Hub repository {name!r} has no revision {options.get('revision')!r}") from error

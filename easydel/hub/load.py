@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from easydel.hub.abstract import build_abstract, plain_arrays
 from easydel.hub.match import Match, match_checkpoint
 from easydel.hub.place import place_link
 from easydel.hub.resolve import checkpoint_table
@@ -30,6 +31,7 @@ def load_module(
     shardings: Shardings | None = None,
     allow_new: Sequence[str] = (),
     progress: bool = True,
+    build_shapes: Callable[[], M] | None = None,
 ) -> M:
     """Build a module whose parameters come from the checkpoint in `directory`.
 
@@ -45,14 +47,15 @@ def load_module(
             leaves out goes to the default device.
         allow_new: regular expressions (of our paths or of checkpoint names); matching parameters that the checkpoint
             lacks, or holds in another shape, are initialised instead.
-        progress: show a bar on stderr for loads of more than 200 MB.
+        progress: show a bar on stderr for loads of more than 200 MB that take over 2 s.
+        build_shapes: `build` with `rngs=shape_rngs()`, used for shapes only: several times as fast for deep models.
 
     Raises:
         CheckpointError: the files are broken or do not fit the module.
     """
     directory = Path(directory)
     table = checkpoint_table(directory)
-    module = build_abstract(build)
+    module = build_abstract(build_shapes or build)
     match = match_checkpoint(module, table, directory, allow_new)
     variables = named_variables(module)
     dtypes = _target_dtypes(match, variables, param_dtype)
@@ -65,7 +68,7 @@ def load_module(
         for link in match.links:
             arrays |= place_link(link, match.table, dtypes, placements)
             bar.advance(sum(match.table[source].nbytes for source in link.sources))
-    leaked = _plain_arrays(module)
+    leaked = plain_arrays(module)
     if match.new or leaked:
         fresh, plain = _initialise(build, match.new, leaked, dtypes, placements)
         arrays |= fresh
@@ -75,22 +78,6 @@ def load_module(
     for path, array in arrays.items():
         variables[path].set_value(array)
     return module
-
-
-def build_abstract(build: Callable[[], M]) -> M:
-    """Return the module with `jax.ShapeDtypeStruct`s in place of arrays; nothing is computed.
-
-    Plain array attributes (not variables) need care: flax marks tracers as static, and they would leak.
-    """
-
-    def marked() -> M:
-        module = build()
-        modules = named_modules(module)
-        for path, name in _plain_arrays(module):
-            setattr(modules[path], name, nnx.data(getattr(modules[path], name)))
-        return module
-
-    return nnx.eval_shape(marked)
 
 
 def _target_dtypes(match: Match, variables: Mapping[str, nnx.Variable], param_dtype: Any) -> dict[str, Any]:
@@ -108,16 +95,6 @@ def _target_dtypes(match: Match, variables: Mapping[str, nnx.Variable], param_dt
         if common is not None and isinstance(variables[path], nnx.Param) and jnp.issubdtype(dtypes[path], jnp.floating):
             dtypes[path] = np.dtype(common)
     return dtypes
-
-
-def _plain_arrays(module: nnx.Module) -> list[tuple[str, str]]:
-    """Return (module path, attribute) of the abstract arrays that a module keeps outside variables."""
-    return [
-        (path, name)
-        for path, node in named_modules(module).items()
-        for name, value in vars(node).items()
-        if isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct)
-    ]
 
 
 def _initialise(

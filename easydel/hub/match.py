@@ -16,7 +16,7 @@ from easydel.errors import CheckpointError
 from easydel.hub.report import Problem, describe, raise_problems
 from easydel.hub.safetensors import TensorEntry
 from easydel.hub.weight_map import Link, build_links, harmless_patterns, stored_variables, tied_names
-from easydel.paths import named_variables, nearest
+from easydel.paths import named_modules, named_variables, nearest
 
 OTHER_HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.")
 CHUNK = 2**22
@@ -39,14 +39,14 @@ def match_checkpoint(
     Raises:
         CheckpointError: tensors are missing, unexpected, of another shape or another kind of number; all are listed.
     """
-    links = build_links(module)
+    variables, modules = stored_variables(module), named_modules(module)  # walking a deep module is slow: once
+    links = build_links(module, variables, modules)
     wanted = {source for link in links for source in link.sources}
     table, heads = _align_prefix(table, wanted, getattr(module, "base_model_prefix", "") or "")
     ties = tied_names(module)
     for alias, name in ties.items():  # a file may hold a tied tensor under its other name only
         if name in wanted and name not in table and alias in table:
             table = {**table, name: replace(table[alias], name=name)}
-    variables = stored_variables(module)
     problems: list[Problem] = []
     chosen: list[Link] = []
     new = [path for path in named_variables(module) if path not in variables]
@@ -64,13 +64,13 @@ def match_checkpoint(
             new += link.targets
         else:
             problems += [_missing(name, link, variables, table) for name in absent]
-    unexpected, unused = _extras(module, table, wanted, ties, where)
+    harmless = harmless_patterns(modules)
+    unexpected, unused = _extras(harmless, table, wanted, ties, where)
     problems += unexpected
     cure = "Check that this checkpoint belongs to this model class and config."
     if any(problem.kind == "missing" for problem in problems):
         cure += " Tensors that are meant to be new can be initialised: allow_new=[<patterns of their names>]."
     raise_problems(problems, where, cure)
-    harmless = harmless_patterns(module)
     if unused := [name for name in (*heads, *unused) if not any(pattern.search(name) for pattern in harmless)]:
         warnings.warn(
             f"{where}: {type(module).__name__} does not use these tensors of other task heads: {', '.join(unused)}",
@@ -114,9 +114,7 @@ def _kind(dtype: np.dtype) -> str:
     return str(dtype)
 
 
-def _faults(
-    link: Link, table: Mapping[str, TensorEntry], variables: Mapping[str, nnx.Variable]
-) -> list[Problem]:
+def _faults(link: Link, table: Mapping[str, TensorEntry], variables: Mapping[str, nnx.Variable]) -> list[Problem]:
     dtype = np.dtype(variables[link.targets[0]].get_value().dtype)
     floats = jnp.issubdtype(dtype, jnp.floating)
     found = []
@@ -132,9 +130,7 @@ def _faults(
     return found
 
 
-def _missing(
-    name: str, link: Link, variables: Mapping[str, nnx.Variable], table: Mapping[str, TensorEntry]
-) -> Problem:
+def _missing(name: str, link: Link, variables: Mapping[str, nnx.Variable], table: Mapping[str, TensorEntry]) -> Problem:
     shape = link.source_shapes[link.sources.index(name)]
     near = nearest(name, [other for other in table if other.rpartition(".")[2] == name.rpartition(".")[2]], 1)
     hint = f"nothing (nearest: {near[0]})" if near else "nothing"
@@ -142,14 +138,13 @@ def _missing(
 
 
 def _extras(
-    module: nnx.Module,
+    harmless: Sequence[re.Pattern[str]],
     table: Mapping[str, TensorEntry],
     wanted: set[str],
     ties: Mapping[str, str],
     where: Path,
 ) -> tuple[list[Problem], list[str]]:
     """Return (tensors nothing explains, tensors of other task heads); check the file's copies of tied ones."""
-    harmless = harmless_patterns(module)
     unused: list[str] = []
     problems: list[Problem] = []
     for name, entry in table.items():

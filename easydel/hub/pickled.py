@@ -22,6 +22,7 @@ class PickledEntry(TensorEntry):
     tensor: Any = None
 
     def read(self, index: Index | None = None) -> np.ndarray:
+        """Return the tensor, or the block `index` of it, in memory of its own."""
         import torch
 
         tensor = self.tensor if index is None else self.tensor[index]

@@ -13,13 +13,18 @@ from easydel.hub.weight_map import Link
 
 
 def place_link(
-    link: Link, table: Mapping[str, TensorEntry], dtypes: Mapping[str, Any], shardings: Mapping[str, jax.sharding.Sharding]
+    link: Link,
+    table: Mapping[str, TensorEntry],
+    dtypes: Mapping[str, Any],
+    shardings: Mapping[str, jax.sharding.Sharding],
 ) -> dict[str, jax.Array]:
     """Read the tensors of one link and return its variables' arrays by path.
 
     Each device is given only its share; where the transform allows it, only that share is read from disk.
 
     Args:
+        link: which tensors make which variables.
+        table: the checkpoint's tensors by name.
         dtypes: target dtype by path; `None` keeps the file's.
         shardings: placement by path; a path that is absent goes to the default device.
     """

@@ -25,8 +25,13 @@ def push_to_hub(
 
     Args:
         write: saves the model into the directory it is given.
+        repo_id: `org/name`; created if it does not exist.
+        commit_message: first line of the commit.
         card: text for `README.md`, used if neither the directory nor the repository has one.
-        private, token, revision, create_pr: as in `huggingface_hub.HfApi.upload_folder` / `create_repo`.
+        private: whether a new repository is private; `None` is the organisation's default.
+        token: a token that may write.
+        revision: branch to commit to (created if needed); `None` is the main one.
+        create_pr: open a pull request instead.
 
     Returns:
         The URL of the commit (or of the pull request).

@@ -22,6 +22,7 @@ class Problem:
 
 
 def describe(dtype: object, shape: Sequence[int]) -> str:
+    """Return `float32[2, 3]`."""
     return f"{dtype}[{', '.join(map(str, shape))}]"
 
 
@@ -32,7 +33,7 @@ def raise_problems(problems: Sequence[Problem], where: Path, cure: str) -> None:
     rows = [("kind", "tensor", "expected", "found")]
     rows += [(p.kind, p.tensor, p.expected, p.found) for p in problems[:LIMIT]]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
+    lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]) for row in rows]
     if len(problems) > LIMIT:
         lines.append(f"... and {len(problems) - LIMIT} more")
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"

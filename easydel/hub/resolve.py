@@ -42,7 +42,10 @@ def resolve_checkpoint(
         name_or_path: a directory, or a Hub id such as `org/name`. An existing local path wins.
         revision: branch, tag or commit of the Hub repository.
         subfolder: directory inside the checkpoint.
-        token, cache_dir, local_files_only, force_download: as in `huggingface_hub.snapshot_download`.
+        token: for private or gated repositories.
+        cache_dir: where snapshots are kept; `None` is the Hub's usual place.
+        local_files_only: never use the network.
+        force_download: fetch again what is cached.
 
     Raises:
         CheckpointError: nothing there, a file where a directory should be, or the Hub refused; the cure is named.
@@ -125,7 +128,7 @@ def read_index(file: Path, suffix: str) -> dict[str, str]:
         raise CheckpointError(f"{file}: expected an object with a non-empty 'weight_map'; fetch the file again")
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not name.endswith(suffix):
-            raise CheckpointError(f"{file}: tensor {tensor!r} is said to be in {name!r}, which is no {suffix} file name")
+            raise CheckpointError(f"{file}: tensor {tensor!r} lies in {name!r}, which is no {suffix} file name")
         check_inside(name, f"{file}: tensor {tensor!r}")
     return weight_map
 
@@ -153,7 +156,8 @@ def _join(
         for tensor, entry in table.items():
             listed = weight_map.get(tensor)
             if listed is None:
-                problems.append(Problem("unexpected", tensor, "listed in the index", describe(entry.dtype, entry.shape)))
+                found = describe(entry.dtype, entry.shape)
+                problems.append(Problem("unexpected", tensor, "listed in the index", found))
             elif listed != shard and tensor in shards[listed]:
                 problems.append(Problem("duplicate", tensor, f"only in {listed}", f"also in {shard}"))
     raise_problems(problems, directory, "Index and shards disagree; download the checkpoint again.")

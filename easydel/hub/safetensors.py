@@ -53,6 +53,7 @@ class TensorEntry:
 
     @property
     def nbytes(self) -> int:
+        """Bytes the tensor takes in the file."""
         return self.stop - self.start
 
     def read(self, index: Index | None = None) -> np.ndarray:
@@ -129,7 +130,7 @@ def unique_json(text: str | bytes, where: str) -> Any:
         if len(table) < len(items):
             keys = [key for key, _ in items]
             twice = sorted({key for key in table if keys.count(key) > 1} if len(keys) < 10_000 else ["(many)"])
-            raise CheckpointError(f"{where}: names occur twice: {', '.join(map(repr, twice[:5]))}; fetch the file again")
+            raise CheckpointError(f"{where}: names occur twice: {', '.join(map(repr, twice[:5]))}; the file is damaged")
         return table
 
     try:
@@ -188,7 +189,8 @@ def _entry(name: str, fields: Any, file: Path, base: int, stamp: tuple[int, int,
         )
     if not isinstance(shape, list) or len(shape) > 32 or not all(map(_is_count, shape)):
         raise CheckpointError(f"{where}: shape {_short(shape)} is not a list of at most 32 non-negative integers")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)) or offsets[0] > offsets[1]:
+    counts = isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_count, offsets))
+    if not counts or offsets[0] > offsets[1]:
         raise CheckpointError(f"{where}: data_offsets {_short(offsets)} are not [start, stop] with 0 <= start <= stop")
     dtype, (start, stop) = DTYPES[kind], offsets
     needed = prod(shape) * dtype.itemsize

@@ -52,6 +52,7 @@ def save_module(
     the protocol.
 
     Args:
+        module: what to write; random states, caches and `persistent=False` variables are left out.
         directory: a new or an existing directory.
         max_shard_size: bytes, or a string such as "5GB"; a larger model is split, a larger tensor stands alone.
         extra_files: name → content of files to write along (`config.json`, `generation_config.json`, ...).
@@ -80,13 +81,14 @@ def save_module(
             raise CheckpointError(f"{directory}: saving needs {needed:,} bytes but the disk has {free:,} free")
         with staging(directory) as stage:
             shards = _split(tensors, limit)
-            # Shards must not overwrite those of the model they replace before the index does.
-            tag = f"{uuid.uuid4().hex[:8]}-" if any((directory / name).exists() for name in shards if name != SINGLE) else ""
-            shards = {name if name == SINGLE else name.replace("model-", f"model-{tag}"): t for name, t in shards.items()}
+            if SINGLE not in shards and any((directory / name).exists() for name in shards):
+                # Shards must not overwrite those of the model they replace before the index does.
+                tag = uuid.uuid4().hex[:8]
+                shards = {name.replace("model-", f"model-{tag}-"): members for name, members in shards.items()}
             for name, members in shards.items():
                 _write_shard(stage / name, members, variables)
             names = _write_small(stage, directory, extras, Path(source_dir) if source_dir else None)
-            weights = [*(name for name in shards if name != SINGLE)]
+            weights = [name for name in shards if name != SINGLE]
             if SINGLE not in shards:
                 total = sum(tensor.nbytes for tensor in tensors.values())
                 index = {
@@ -122,7 +124,9 @@ def parse_size(size: str | int) -> int:
         return size
     match = SIZE.fullmatch(size) if isinstance(size, str) else None
     if match is None or float(match[1]) <= 0:
-        raise ValueError(f"max_shard_size={size!r}: expected a positive number of bytes or a string such as '500MB', '5GB'")
+        raise ValueError(
+            f"max_shard_size={size!r}: expected a positive number of bytes or a string like '5GB', '500MB'"
+        )
     return max(1, int(float(match[1]) * UNITS[match[2].upper()]))
 
 

@@ -27,7 +27,7 @@ def to_torch(module: nnx.Module) -> dict[str, torch.Tensor]:
         UnsupportedError: torch is not installed, or a dtype has no partner in torch.
     """
     try:
-        import torch
+        import torch  # noqa: F401
     except ModuleNotFoundError as error:
         raise UnsupportedError(
             "to_torch() is not supported without torch; install it (pip install torch) or use save_pretrained()"

@@ -42,15 +42,19 @@ class Permute:
     axes: tuple[int, ...] | None = None
 
     def load(self, arrays: Sequence[np.ndarray], targets: Sequence[Shape]) -> list[np.ndarray]:
+        """See `Transform.load`."""
         return [array if self.axes is None else array.transpose(self.axes) for array in arrays]
 
     def save(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Transform.save`."""
         return [array if self.axes is None else array.transpose(self._inverse()) for array in arrays]
 
     def source_shapes(self, targets: Sequence[Shape]) -> list[Shape]:
+        """See `Transform.source_shapes`."""
         return [shape if self.axes is None else tuple(shape[n] for n in self._inverse()) for shape in targets]
 
     def source_index(self, index: Index) -> Index | None:
+        """See `Transform.source_index`."""
         return index if self.axes is None else tuple(index[n] for n in self._inverse())
 
     def _inverse(self) -> tuple[int, ...]:
@@ -69,15 +73,19 @@ class Stack:
     inner: Permute = IDENTITY
 
     def load(self, arrays: Sequence[np.ndarray], targets: Sequence[Shape]) -> list[np.ndarray]:
+        """See `Transform.load`."""
         return [np.stack(self.inner.load(arrays, targets))]
 
     def save(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Transform.save`."""
         return self.inner.save(list(arrays[0]))
 
     def source_shapes(self, targets: Sequence[Shape]) -> list[Shape]:
+        """See `Transform.source_shapes`."""
         return self.inner.source_shapes([targets[0][1:]] * targets[0][0])
 
     def source_index(self, index: Index) -> Index | None:
+        """See `Transform.source_index`."""
         return None
 
 
@@ -89,17 +97,21 @@ class Split:
     inner: Permute = IDENTITY
 
     def load(self, arrays: Sequence[np.ndarray], targets: Sequence[Shape]) -> list[np.ndarray]:
+        """See `Transform.load`."""
         sizes = [shape[self.axis] for shape in self.inner.source_shapes(targets)]
         return self.inner.load(np.split(arrays[0], np.cumsum(sizes)[:-1], self.axis), targets)
 
     def save(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Transform.save`."""
         return [np.concatenate(self.inner.save(arrays), self.axis)]
 
     def source_shapes(self, targets: Sequence[Shape]) -> list[Shape]:
+        """See `Transform.source_shapes`."""
         parts = self.inner.source_shapes(targets)
         whole = list(parts[0])
         whole[self.axis] = sum(part[self.axis] for part in parts)
         return [tuple(whole)]
 
     def source_index(self, index: Index) -> Index | None:
+        """See `Transform.source_index`."""
         return None

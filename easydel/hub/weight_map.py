@@ -51,10 +51,12 @@ class WeightRule:
 
     @property
     def sources(self) -> tuple[str, ...]:
+        """`source` as a tuple."""
         return (self.source,) if isinstance(self.source, str) else self.source
 
     @property
     def targets(self) -> tuple[str, ...]:
+        """`target` as a tuple."""
         return (self.target,) if isinstance(self.target, str) else self.target
 
 
@@ -86,13 +88,14 @@ def _pattern(rule: WeightRule, target: str) -> re.Pattern[str]:
         seen.add(name)
         return f"(?P<{name}>[^/]+)"
 
-    return re.compile(f"(?:^|(?<=/)){PLACEHOLDER.sub(group, re.escape(target))}{'(?=/|$)' if rule.transform is None else '$'}")
+    end = "(?=/|$)" if rule.transform is None else "$"
+    return re.compile("(?:^|(?<=/))" + PLACEHOLDER.sub(group, re.escape(target)) + end)
 
 
-def _rules(module: nnx.Module) -> list[_Scoped]:
+def _rules(modules: Mapping[str, nnx.Module]) -> list[_Scoped]:
     return [
         _Scoped(scope, rule, tuple(_pattern(rule, target) for target in rule.targets))
-        for scope, node in named_modules(module).items()
+        for scope, node in modules.items()
         for rule in getattr(type(node), "weight_map", ())
     ]
 
@@ -106,14 +109,25 @@ def stored_variables(module: nnx.Module) -> dict[str, nnx.Variable]:
     }
 
 
-def build_links(module: nnx.Module) -> list[Link]:
+def build_links(
+    module: nnx.Module,
+    variables: Mapping[str, nnx.Variable] | None = None,
+    modules: Mapping[str, nnx.Module] | None = None,
+) -> list[Link]:
     """Return the weight map of `module` (concrete or abstract), one `Link` per rule application, in path order.
+
+    Args:
+        module: the whole model.
+        variables: `stored_variables(module)`, if the caller has it already.
+        modules: `named_modules(module)`, if the caller has it already.
 
     Raises:
         ValueError: two links name the same tensor, or a rule of several targets finds only some of them.
     """
-    shapes = {path: tuple(variable.get_value().shape) for path, variable in stored_variables(module).items()}
-    rules, modules = _rules(module), named_modules(module)
+    variables = stored_variables(module) if variables is None else variables
+    modules = named_modules(module) if modules is None else modules
+    shapes = {path: tuple(variable.get_value().shape) for path, variable in variables.items()}
+    rules = _rules(modules)
     plain = _plain_links(shapes, modules, rules)
     links: list[Link] = []
     done: set[str] = set()
@@ -198,9 +212,9 @@ def tied_names(module: nnx.Module) -> dict[str, str]:
     return dict(module.tied_names()) if hasattr(module, "tied_names") else {}
 
 
-def harmless_patterns(module: nnx.Module) -> list[re.Pattern[str]]:
-    """Return the `harmless_extras` of the module and of all its submodules."""
-    found = {p: None for node in named_modules(module).values() for p in getattr(type(node), "harmless_extras", ())}
+def harmless_patterns(modules: Mapping[str, nnx.Module]) -> list[re.Pattern[str]]:
+    """Return the `harmless_extras` of all these modules."""
+    found = {p: None for node in modules.values() for p in getattr(type(node), "harmless_extras", ())}
     return [re.compile(pattern) for pattern in found]
 
 

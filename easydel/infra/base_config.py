@@ -88,7 +88,7 @@ class EasyDeLBaseConfig(PreTrainedConfig):
         return _freeze({key: value for key, value in self.__dict__.items() if key not in origin})
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.content() == other.content()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.content() == other.content()
 
     def __hash__(self) -> int:
         return hash((type(self), self.content()))

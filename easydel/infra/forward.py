@@ -19,7 +19,6 @@ from easydel.sharding import activation_mesh
 
 STATIC_NAMES = ("loss_config", "output_hidden_states", "output_attentions")
 _STATIC_TYPES = (bool, str, type(None))
-_KINDS = inspect.Parameter
 
 
 def front_door(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,13 +28,16 @@ def front_door(call: Callable[..., Any]) -> Callable[..., Any]:
     when labels are given.
     """
     parameters = inspect.signature(call).parameters
-    takes_any = any(p.kind is _KINDS.VAR_KEYWORD for p in parameters.values())
+    names = [name for name, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD][1:]
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
     @functools.wraps(call)
-    def wrapped(self: Any, *args: Any, labels: Any = None, loss_config: Any = None, **kwargs: Any) -> Any:
-        for name, value in (("labels", labels), ("loss_config", loss_config)):
-            if name in parameters or (takes_any and value is not None):
-                kwargs[name] = value
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        labels, loss_config = given.get("labels"), given.get("loss_config")
+        for name in ("labels", "loss_config"):
+            if name in kwargs and name not in parameters and (not takes_any or kwargs[name] is None):
+                del kwargs[name]
         with activation_mesh(self.mesh if self.is_sharded else None):
             outputs = call(self, *args, **kwargs)
         if labels is None or getattr(outputs, "loss", None) is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,7 +15,17 @@ class Embed(nnx.Embed):
     """`nnx.Embed` (table `[vocab, features]`) whose table is split over its vocabulary only while it is looked up.
 
     A table that is split over features as well would have its lookup answered by an all-to-all.
+
+    Args:
+        num_embeddings: size of the vocabulary.
+        features: size of a vector.
+        precision: of the products with a tied head.
+        **options: as in `nnx.Embed`.
     """
+
+    def __init__(self, num_embeddings: int, features: int, *, precision: Any = None, **options: Any) -> None:
+        super().__init__(num_embeddings, features, **options)
+        self.precision = precision
 
     def __call__(self, inputs: jax.Array, out_sharding: object = None) -> jax.Array:
         """Map token ids `[...]` to vectors `[..., features]`; an id outside the vocabulary gives NaN."""
@@ -27,4 +39,4 @@ class Embed(nnx.Embed):
     def attend(self, query: jax.Array, out_sharding: object = None) -> jax.Array:
         """Map `[..., features]` to logits `[..., vocab]`, for heads tied to the embedding."""
         table = self.embedding.get_value().astype(self.dtype)
-        return jnp.einsum("...h,vh->...v", query.astype(self.dtype), table, precision=getattr(self, "precision", None))
+        return jnp.einsum("...h,vh->...v", query.astype(self.dtype), table, precision=self.precision)

@@ -97,6 +97,7 @@ class LlamaModel(Decoder):
             config.vocab_size,
             config.hidden_size,
             embedding_init=normal_init(config.initializer_range),
+            precision=precision,
             rngs=rngs,
             **common,
         )

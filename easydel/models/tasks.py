@@ -140,8 +140,8 @@ class SequenceClassifier(TaskModule):
         """Run the model.
 
         Arguments are the backbone's, and `labels`, `[batch]` classes or targets or `[batch, labels]`, which give
-        `.loss` as a `LossConfig` in `loss_config` says. The logits, `[batch, labels]`, are those of each row's last token: the
-        last that is not `pad_token_id`, or without one, the last that the attention mask keeps.
+        `.loss` as a `LossConfig` in `loss_config` says. The logits, `[batch, labels]`, are those of each row's last
+        token: the last that is not `pad_token_id`, or without one, the last that the attention mask keeps.
         """
         out = self.backbone(
             input_ids=input_ids,

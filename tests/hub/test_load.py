@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from easydel.errors import CheckpointError
+from easydel.hub.abstract import shape_rngs
 from easydel.hub.load import load_module
 from easydel.hub.save import save_module
 from easydel.hub.transforms import TRANSPOSE, Split, Stack
@@ -48,10 +49,21 @@ def test_round_trip(tmp_path: Path, dtype: jnp.dtype, size: str) -> None:
     assert same(load_module(lambda: Causal(nnx.Rngs(0)), tmp_path), model)
 
 
+def test_shapes_built_with_still_rngs_are_the_same(saved: tuple[Causal, Path]) -> None:
+    _, folder = saved
+    model = Odd(nnx.Rngs(5))
+    save_module(model, folder)
+    got = load_module(lambda: Odd(nnx.Rngs(5)), folder, build_shapes=lambda: Odd(shape_rngs()))
+    assert nnx.graphdef(got) == nnx.graphdef(load_module(lambda: Odd(nnx.Rngs(5)), folder))
+    assert same(got, model)
+    np.testing.assert_array_equal(got.drop(jnp.ones(64)), model.drop(jnp.ones(64)))
+
+
 def test_names_and_layout_are_hugging_face_s(saved: tuple[Causal, Path]) -> None:
     model, folder = saved
     tensors, want = load_file(folder / "model.safetensors"), arrays(model)
-    assert "model.layers.10.norm.weight" in tensors and len(tensors) == len(want)
+    assert "model.layers.10.norm.weight" in tensors
+    assert len(tensors) == len(want)
     np.testing.assert_array_equal(tensors["model.layers.10.proj.weight"], want["model/layers/10/proj/kernel"].T)
     np.testing.assert_array_equal(tensors["model.embed_tokens.weight"], want["model/embed_tokens/embedding"])
 
@@ -73,12 +85,18 @@ def test_every_misfit_is_in_one_table(saved: tuple[Causal, Path]) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_module(lambda: Causal(nnx.Rngs(0)), folder)
     text = str(caught.value)
-    lines = {line.split()[1]: line for line in text.splitlines() if line.split()[0] in ("missing", "unexpected", "shape", "dtype")}
-    assert len(lines) == 5 and "5 problems" in text and str(folder) in text and "allow_new" in text
+    kinds = ("missing", "unexpected", "shape", "dtype")
+    lines = {line.split()[1]: line for line in text.splitlines() if line.startswith(kinds)}
+    assert len(lines) == 5
+    assert "5 problems" in text
+    assert str(folder) in text
+    assert "allow_new" in text
     assert lines["model.layers.3.norm.bias"].startswith("missing")
-    assert "float32[8, 16]" in lines["model.layers.11.down.weight"] and "float32[8, 17]" in lines["model.layers.11.down.weight"]
+    assert "float32[8, 16]" in lines["model.layers.11.down.weight"]
+    assert "float32[8, 17]" in lines["model.layers.11.down.weight"]
     assert lines["model.surprise"].startswith("unexpected")
-    assert lines["lm_head.weight"].startswith("dtype") and "int32[16, 8]" in lines["lm_head.weight"]
+    assert lines["lm_head.weight"].startswith("dtype")
+    assert "int32[16, 8]" in lines["lm_head.weight"]
 
 
 def test_base_and_head_load_each_other(tmp_path: Path, saved: tuple[Causal, Path]) -> None:
@@ -112,7 +130,8 @@ def test_allow_new_replaces_a_head_of_another_size(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="shape"):
         load_module(lambda: Classifier(nnx.Rngs(0), labels=5), tmp_path)
     got = load_module(lambda: Classifier(nnx.Rngs(0), labels=5), tmp_path, allow_new=[r"^score"])
-    assert got.score.kernel.get_value().shape == (8, 5) and same(got.model, model.model)
+    assert got.score.kernel.get_value().shape == (8, 5)
+    assert same(got.model, model.model)
 
 
 def test_tied_heads(saved: tuple[Causal, Path]) -> None:
@@ -150,7 +169,8 @@ def test_what_is_no_parameter(tmp_path: Path) -> None:
     model.norm.mean.set_value(jnp.arange(5.0))
     save_module(model, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    assert tensors["conv.weight"].shape == (5, 3, 2, 4) and not {"buffer", "drop.rngs.key"} & tensors.keys()
+    assert tensors["conv.weight"].shape == (5, 3, 2, 4)
+    assert not {"buffer", "drop.rngs.key"} & tensors.keys()
     got = load_module(lambda: Odd(nnx.Rngs(5)), tmp_path)
     assert same(got, model)
     np.testing.assert_array_equal(np.asarray(got.norm.mean.get_value()), np.arange(5.0))
@@ -172,8 +192,8 @@ class Rules(nnx.Module):
             return nnx.Param(jax.random.normal(rngs.params(), (3, 4, 5)))
 
         self.blocks = nnx.List([nnx.Dict(experts=normal()) for _ in range(11)])
-        self.attn = nnx.Dict(q=nnx.Linear(4, 6, use_bias=False, rngs=rngs), k=nnx.Linear(4, 2, use_bias=False, rngs=rngs))
-        self.attn["out"] = nnx.Linear(4, 4, rngs=rngs)
+        q, k = (nnx.Linear(4, size, use_bias=False, rngs=rngs) for size in (6, 2))
+        self.attn = nnx.Dict(q=q, k=k, out=nnx.Linear(4, 4, rngs=rngs))
 
 
 def test_weight_rules_work_both_ways(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def test_carries_the_tokenizer_along(tmp_path: Path) -> None:
     save_module(models(0)[0], target, source_dir=source)
     assert (target / "tokenizer.json").read_text() == "theirs"
     assert (target / "additional_chat_templates" / "rag.jinja").read_text() == "theirs"
-    assert (target / "merges.txt").read_text() == "mine" and not (target / "secret.txt").exists()
+    assert (target / "merges.txt").read_text() == "mine"
+    assert not (target / "secret.txt").exists()
 
 
 def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +99,8 @@ def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("easydel.hub.save._write_shard", full)
     with pytest.raises(CheckpointError, match="disk is full"):
         save_module(new, tmp_path)
-    assert sorted(tmp_path.iterdir()) == before and same(load(tmp_path), old)
+    assert sorted(tmp_path.iterdir()) == before
+    assert same(load(tmp_path), old)
 
 
 @pytest.mark.parametrize("size", ["", "5", "GB", "-1GB", "0MB", "5 apples", 0, -3, True, None])
@@ -164,7 +166,8 @@ def test_a_crash_at_every_step_of_the_switch(
         seen.add(which)
         if finished:
             break
-    assert finished and seen == {"old", "new"}
+    assert finished
+    assert seen == {"old", "new"}
 
 
 def test_recovery_refuses_to_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +185,8 @@ def test_recovery_refuses_to_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(CheckpointError, match="interrupted"):
         load(tmp_path)
     save_module(third, tmp_path)
-    assert same(load(tmp_path), third) and weight_files(tmp_path) == {"model.safetensors"}
+    assert same(load(tmp_path), third)
+    assert weight_files(tmp_path) == {"model.safetensors"}
 
 
 WRITER = """
@@ -209,13 +213,15 @@ def test_kill_during_save(tmp_path: Path, size: str) -> None:
             env={**os.environ, "JAX_PLATFORMS": "cpu"}, cwd=Path(__file__).parents[2],
         )  # fmt: skip
         with process:
-            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
             time.sleep(delay)
             process.send_signal(signal.SIGKILL)
         got = load(tmp_path)
         assert same(got, one) or same(got, two)
     save_module(two, tmp_path)
-    assert weight_files(tmp_path) == {"model.safetensors"} and (tmp_path / "notes.txt").read_text() == "mine"
+    assert weight_files(tmp_path) == {"model.safetensors"}
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -226,7 +232,8 @@ def test_to_torch(tmp_path: Path, dtype: jnp.dtype) -> None:
     assert state["lm_head.weight"] is state["model.embed_tokens.weight"]
     kernel = np.asarray(model.model.layers[10].proj.kernel.get_value()).astype(np.float32)
     got = state["model.layers.10.proj.weight"]
-    assert got.is_contiguous() and got.dtype == getattr(torch, jnp.dtype(dtype).name)
+    assert got.is_contiguous()
+    assert got.dtype == getattr(torch, jnp.dtype(dtype).name)
     np.testing.assert_array_equal(got.float().numpy(), kernel.T)
     got.zero_()
     assert np.asarray(model.model.layers[10].proj.kernel.get_value()).any()
@@ -247,5 +254,7 @@ def test_saving_does_not_leave_host_copies(tmp_path: Path) -> None:
 
 def test_card_names_both_libraries() -> None:
     card = model_card("me/x", model_type="llama", task="causal-lm", class_name="L", parameters=1234, dtype="float32")
-    assert card.startswith("---\nlibrary_name: easydel\npipeline_tag: text-generation\n") and "1,234" in card
-    assert "from easydel import AutoEasyDeLModelForCausalLM" in card and "from transformers import AutoModelForCausalLM" in card
+    assert card.startswith("---\nlibrary_name: easydel\npipeline_tag: text-generation\n")
+    assert "1,234" in card
+    assert "from easydel import AutoEasyDeLModelForCausalLM" in card
+    assert "from transformers import AutoModelForCausalLM" in card

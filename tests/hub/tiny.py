@@ -61,5 +61,3 @@ def cast(module: nnx.Module, dtype: jnp.dtype) -> nnx.Module:
     for variable in named_variables(module, nnx.Param).values():
         variable.set_value(variable.get_value().astype(dtype))
     return module
-
-

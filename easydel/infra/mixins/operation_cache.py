@@ -23,6 +23,9 @@ class OperationCacheMixin:
     def init_operations_cache(self, batch_size: int, max_length: int, starts: Any = None) -> Cache:
         """Make an empty cache for `cache=` of the forward pass.
 
+        A layer takes part by an `init_cache(batch_size, max_length, dtype)` method; a model without any gets a cache
+        that holds nothing.
+
         Args:
             batch_size: number of rows.
             max_length: number of positions it can hold, padding included.
@@ -30,15 +33,12 @@ class OperationCacheMixin:
                 count as positions. `None` means none.
 
         Raises:
-            TypeError: the model has no layer that can be cached.
             ValueError: sizes below one, or `starts` of a wrong shape or range.
         """
         if batch_size < 1 or max_length < 1:
             raise ValueError(f"batch_size and max_length must be positive, got {batch_size} and {max_length}")
         starts = _checked_starts(starts, batch_size, max_length)
         layers = [m for m in named_modules(self).values() if hasattr(m, "init_cache")]  # type: ignore[arg-type]
-        if not layers:
-            raise TypeError(f"{type(self).__name__} has no layer that can be cached (one with an init_cache method)")
         with activation_mesh(getattr(self, "mesh", None) if getattr(self, "is_sharded", False) else None):
             caches: tuple[LayerCache, ...] = tuple(m.init_cache(batch_size, max_length, self.dtype) for m in layers)
         return Cache.create(caches, batch_size, max_length, starts)
