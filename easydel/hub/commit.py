@@ -114,8 +114,11 @@ def recover(directory: Path) -> None:
     """
     if not any(directory.glob(f"{COMMIT}*")):
         return
-    with locked(directory):
-        recover_locked(directory)
+    try:
+        with locked(directory):
+            recover_locked(directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: a save was interrupted and cannot be completed: {error}") from error
 
 
 def recover_locked(directory: Path, *, discard_conflicts: bool = False) -> None:

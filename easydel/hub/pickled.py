@@ -52,7 +52,7 @@ def read_pickled(file: Path) -> dict[str, TensorEntry]:
         raise CheckpointError(f"{file}: torch refuses to read it as plain weights: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise CheckpointError(f"{file}: expected a dictionary of tensors, got {type(state).__name__}")
-    table = {}
+    table: dict[str, TensorEntry] = {}
     for name, tensor in state.items():
         kind = str(tensor.dtype).removeprefix("torch.")
         dtype = DTYPES[VIEWS[kind][0]] if kind in VIEWS else np.dtype(kind)

@@ -57,8 +57,8 @@ def _place_slices(link: Link, entry: TensorEntry, dtype: Any, sharding: jax.shar
     (shape,) = link.target_shapes
     blocks: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
-    def block(index: Index) -> np.ndarray:
-        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+    def block(index: Index | None) -> np.ndarray:
+        bounds = tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
         if bounds not in blocks:  # replicas share one read
             exact = tuple(slice(*bound) for bound in bounds)
             source = link.transform.source_index(exact)

@@ -109,7 +109,7 @@ def _read_block(stream: BinaryIO, entry: TensorEntry, index: Index | None) -> np
 
 
 def _fill(stream: BinaryIO, entry: TensorEntry, array: np.ndarray, offset: int) -> None:
-    view = memoryview(array.reshape(-1).view(np.uint8))
+    view = array.reshape(-1).view(np.uint8).data
     done = 0
     while done < len(view):
         count = os.preadv(stream.fileno(), [view[done : done + 2**30]], offset + done)

@@ -124,9 +124,7 @@ def parse_size(size: str | int) -> int:
         return size
     match = SIZE.fullmatch(size) if isinstance(size, str) else None
     if match is None or float(match[1]) <= 0:
-        raise ValueError(
-            f"max_shard_size={size!r}: expected a positive number of bytes or a string like '5GB', '500MB'"
-        )
+        raise ValueError(f"max_shard_size={size!r}: expected a positive number of bytes or e.g. '5GB', '500MB'")
     return max(1, int(float(match[1]) * UNITS[match[2].upper()]))
 
 
@@ -184,7 +182,7 @@ def _write_shard(file: Path, tensors: Mapping[str, _Tensor], variables: Mapping[
     with file.open("wb") as stream:
         stream.write(header_bytes(table, {"format": "pt"}))
         for _, array in iterate_tensors(ordered, variables):
-            stream.write(memoryview(array.reshape(-1).view(np.uint8)))
+            stream.write(array.reshape(-1).view(np.uint8).data)
 
 
 def _write_small(stage: Path, directory: Path, extras: Mapping[str, bytes], source: Path | None) -> list[str]:

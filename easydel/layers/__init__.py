@@ -2,6 +2,7 @@
 
 from easydel.layers.activations import activation
 from easydel.layers.attention import Attention, AttentionMask
+from easydel.layers.blocks import PreNormBlock, attention_fields
 from easydel.layers.embedding import Embed
 from easydel.layers.linear import Linear
 from easydel.layers.mlp import GatedMLP
@@ -17,7 +18,9 @@ __all__ = [
     "LayerInputs",
     "LayerStack",
     "Linear",
+    "PreNormBlock",
     "RMSNorm",
     "RotaryEmbedding",
     "activation",
+    "attention_fields",
 ]

@@ -2,27 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
 
 from easydel.caching import Cache
+from easydel.errors import UnsupportedError
 from easydel.infra.base_module import EasyDeLBaseModule
-from easydel.layers import AttentionMask, Embed, LayerInputs, LayerStack
+from easydel.layers import AttentionMask, Embed, LayerInputs, LayerStack, RMSNorm, RotaryEmbedding
+from easydel.layers.linear import normal_init
 from easydel.outputs import BaseModelOutput
+from easydel.sharding import PartitionRules
 
 
 class Decoder(EasyDeLBaseModule):
     """Embeddings, a stack of blocks and a final norm.
 
-    A family's `__init__` sets `embed_tokens`, `layers`, `norm` and `rotary`.
+    A family sets `block_class`, called as `block_class(config, layer_type, dtype=…, param_dtype=…, precision=…,
+    rngs=…)` for each entry of `config.layer_types`.
     """
 
-    embed_tokens: Embed
-    layers: LayerStack
-    norm: Any
-    rotary: Any
+    block_class: ClassVar[Callable[..., nnx.Module]]
+    base_model_prefix: ClassVar[str] = "model"
+    harmless_extras: ClassVar[tuple[str, ...]] = (r"rotary_emb\.inv_freq$",)
+    norm_offset: ClassVar[float] = 0.0
+
+    def __init__(
+        self,
+        config: Any,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        precision: Any = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> None:
+        super().__init__(config, dtype, param_dtype, precision, rngs)
+        rngs = nnx.Rngs(0) if rngs is None else rngs
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.embed_tokens = Embed(
+            config.vocab_size,
+            config.hidden_size,
+            embedding_init=normal_init(config.initializer_range),
+            precision=precision,
+            rngs=rngs,
+            **dtypes,
+        )
+        make = type(self).block_class
+        self.layers = LayerStack(
+            [make(config, kind, precision=precision, rngs=rngs, **dtypes) for kind in layer_types(config)]
+        )
+        self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, offset=self.norm_offset, **dtypes)
+        self.rotary = RotaryEmbedding(
+            config.rope_parameters,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            max_position_embeddings=config.max_position_embeddings,
+        )
+
+    def embed(self, input_ids: jax.Array) -> jax.Array:
+        """Map token ids `[batch, seq]` to the first hidden states `[batch, seq, hidden]`."""
+        return self.embed_tokens(input_ids)
 
     def __call__(
         self,
@@ -79,7 +120,39 @@ class Decoder(EasyDeLBaseModule):
         ids = jnp.asarray(input_ids)
         if ids.ndim != 2:
             raise ValueError(f"input_ids must be [batch, seq], got shape {ids.shape}")
-        return self.embed_tokens(ids)
+        return self.embed(ids)
+
+
+def layer_types(config: Any) -> list[str]:
+    """Return the kind of each layer: `"full_attention"` or `"sliding_attention"`.
+
+    Raises:
+        UnsupportedError: another kind is asked for.
+    """
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
+        raise UnsupportedError(f"layer_types {unknown} are not supported by {type(config).__name__}'s models")
+    return list(kinds)
+
+
+def window_of(config: Any, layer_type: str) -> int | None:
+    """Return the attention window of a layer of this kind."""
+    return config.sliding_window if layer_type == "sliding_attention" else None
+
+
+def decoder_rules() -> PartitionRules:
+    """Return the partition rules of the usual decoder: heads and MLP over `tp`, the other side over `fsdp`."""
+    return (
+        (r"embed_tokens/embedding", PartitionSpec("tp", "fsdp")),
+        (r"self_attn/(q|k|v)_proj/kernel", PartitionSpec("fsdp", "tp")),
+        (r"self_attn/o_proj/kernel", PartitionSpec("tp", "fsdp")),
+        (r"mlp/(gate|up)_proj/kernel", PartitionSpec("fsdp", "tp")),
+        (r"mlp/down_proj/kernel", PartitionSpec("tp", "fsdp")),
+        (r"lm_head/kernel", PartitionSpec("fsdp", "tp")),
+        (r"score/kernel", PartitionSpec("fsdp", None)),
+        (r"(q|k|v|gate|up)_proj/bias", PartitionSpec("tp")),
+        (r"(norm|layernorm)/scale|bias", PartitionSpec()),
+    )
 
 
 def place_tokens(

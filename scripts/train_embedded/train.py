@@ -1,4 +1,4 @@
-"""The training run: AdamW, warmup and cosine decay, checkpoints from which it is taken up again."""
+"""The training run: AdamW with warmup and a final fall, checkpoints from which it is taken up again."""
 
 from __future__ import annotations
 
@@ -35,15 +35,25 @@ class Recipe:
     long_share: float = 0.1
     peak_rate: float = 2e-3
     warmup_steps: int = 300
+    falling_share: float = 0.3
     seed: int = 0
 
     def optimizer(self) -> optax.GradientTransformation:
-        """AdamW with clipped gradients; norms are not decayed."""
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, self.peak_rate, self.warmup_steps, self.steps, self.peak_rate / 50
+        """AdamW with clipped gradients; norms are not decayed.
+
+        The rate stays constant until the last part of the run and then falls to nothing, so that a run may be made
+        longer or shorter until that part begins.
+        """
+        falling = int(self.steps * self.falling_share)
+        rate = optax.join_schedules(
+            [
+                optax.linear_schedule(0.0, self.peak_rate, self.warmup_steps),
+                optax.constant_schedule(self.peak_rate),
+                optax.linear_schedule(self.peak_rate, 0.0, falling),
+            ],
+            [self.warmup_steps, self.steps - falling],
         )
-        decayed = lambda params: jax.tree.map(lambda array: array.ndim > 1, params)  # noqa: E731
-        adamw = optax.adamw(rate, b1=0.9, b2=0.99, weight_decay=0.1, mask=decayed)
+        adamw = optax.adamw(rate, b1=0.9, b2=0.99, weight_decay=0.1, mask=_is_matrix)
         return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 

@@ -34,7 +34,7 @@ def test_reads_what_the_reference_writes(tmp_path: Path) -> None:
         got = table[name].read()
         assert (got.dtype, got.shape) == (array.dtype, array.shape)
         assert got.tobytes() == array.tobytes()
-        assert got.dtype == np.bool_ or got.ctypes.data % 64 == 0
+        assert got.dtype == np.bool_ or not got.size or got.ctypes.data % 64 == 0
 
 
 @pytest.mark.parametrize("index", [(slice(1, 3), slice(0, 5)), (slice(0, 7), slice(2, 4)), (slice(7, 7), slice(0, 5))])

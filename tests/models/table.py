@@ -32,6 +32,11 @@ class Variant:
     cache: bool = True
     generate: bool = False
 
+    @property
+    def padding(self) -> bool:
+        """Whether padded rows are compared with the rows alone: where positions matter in a way of their own, too."""
+        return self.thorough or len(self.lengths) > 1
+
 
 @dataclass(frozen=True)
 class Family:

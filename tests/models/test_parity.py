@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 
 from tests.models.pairs import Jitted, as_torch, close, int32, load_ours, pad, pair
@@ -29,27 +31,30 @@ def test_logits_hidden_states_and_attentions(family: str, variant: str) -> None:
                 close(one, other, FORWARD, f"{name}[{layer}]")
 
 
-@pytest.mark.parametrize(("family", "variant"), cases())
+@pytest.mark.parametrize(("family", "variant"), cases("padding"))
 def test_padded_equals_alone(family: str, variant: str) -> None:
     case = pair(family, variant)
     rows = [case.ids(1, length, seed=length)[0] for length in (5, 11, 8)]
-    for left in (True, False):
-        ids, mask = pad(rows, 11, left=left)
-        logits = case.run(input_ids=ids, attention_mask=mask).logits
-        for index in (0, 1):
-            alone = case.run(input_ids=rows[index][None]).logits[0]
-            close(logits[index][mask[index] == 1], alone, SAME, f"row {index}, left={left}")
-        want = case.theirs(input_ids=ids, attention_mask=mask, position_ids=np.maximum(mask.cumsum(1) - 1, 0)).logits
-        close(np.asarray(logits)[mask == 1], want.numpy()[mask == 1], FORWARD, f"transformers, left={left}")
+    (left, left_mask), (right, right_mask) = (pad(rows, 11, left=left) for left in (True, False))
+    ids, mask = np.concatenate([left, right]), np.concatenate([left_mask, right_mask])
+    logits = np.asarray(case.run(input_ids=ids, attention_mask=mask).logits)
+    alone = case.run(input_ids=rows[0][None]).logits[0]
+    for index in range(6):
+        kept = logits[index][mask[index] == 1]
+        close(kept, case.theirs(input_ids=rows[index % 3][None]).logits[0], FORWARD, f"row {index} and transformers")
+        if index % 3 == 0:
+            close(kept, alone, SAME, f"row {index} and alone")
 
 
 @pytest.mark.parametrize(("family", "variant"), cases("thorough"))
 def test_base_model_loads_the_same_checkpoint(family: str, variant: str) -> None:
     case = pair(family, variant)
-    base = load_ours(case.family, "base", case.folder)
+    expected = contextlib.nullcontext() if case.hf.config.tie_word_embeddings else pytest.warns(match="other task heads")
+    with expected:
+        base = load_ours(case.family, "base", case.folder)
     ids = case.ids(2, 13)
-    close(Jitted(base)(input_ids=ids).last_hidden_state, case.theirs(input_ids=ids, output_hidden_states=True)
-          .hidden_states[-1], FORWARD)
+    want = case.theirs(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+    close(Jitted(base)(input_ids=ids).last_hidden_state, want, FORWARD)
 
 
 @pytest.mark.parametrize(("family", "variant"), cases("thorough"))
@@ -86,8 +91,8 @@ def test_loss_and_gradients(family: str, variant: str) -> None:
     loss, gradients = case.run.gradient(**inputs)
     assert loss.dtype == jnp.float32
     close(loss, want, 1e-5, "loss")
-    close(case.ours.compute_loss(labels=int32(labels), logits=case.run(input_ids=ids, attention_mask=mask).logits)[0],
-          want, 1e-5, "compute_loss")
+    logits = case.run(input_ids=ids, attention_mask=mask).logits
+    close(case.ours.compute_loss(labels=int32(labels), logits=logits)[0], want, 1e-5, "compute_loss")
 
     named = nnx.clone(case.ours).merge_params_dict(gradients).to_torch()
     largest = max(float(p.grad.abs().max()) for p in case.hf.parameters())
@@ -145,10 +150,7 @@ def test_attention_dropout_is_active_in_training_only() -> None:
     case = pair("llama", "gqa", "causal-lm", '{"attention_dropout": 0.5}')
     ids = case.ids(2, 9)
     close(case.run(input_ids=ids).logits, case.theirs(input_ids=ids).logits, FORWARD)
-    import jax
-
     pure, params = case.ours.pure_transform_fn(), case.ours.params
     one, same, other = (pure(params, {"input_ids": int32(ids)}, rngs=jax.random.key(seed)).logits for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert np.abs(np.asarray(one - other)).max() > 1e-2
-    assert torch.is_grad_enabled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,6 +28,9 @@ class Attention(nnx.Module):
         qkv_bias: whether the q, k and v projections have a bias.
         out_bias: whether the output projection has one.
         scale: factor of the products; `head_dim ** -0.5` if `None`.
+        window: how many positions a token sees, itself included; `None`: all before it.
+        softcap: products `p` become `softcap · tanh(p / softcap)`.
+        qk_norm: makes the norm that queries, and the one that keys pass per head before they are rotated.
         mechanism: how attention is computed (`config.attn_mechanism`).
         block_size: of the blockwise mechanism.
         dropout: rate of dropout on the attention weights; off until `train()` or `rngs`.
@@ -46,6 +50,9 @@ class Attention(nnx.Module):
         qkv_bias: bool = False,
         out_bias: bool = False,
         scale: float | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+        qk_norm: Callable[[], nnx.Module] | None = None,
         mechanism: str = "auto",
         block_size: int = 128,
         dropout: float = 0.0,
@@ -77,9 +84,13 @@ class Attention(nnx.Module):
         self.k_proj = linear(hidden_size, num_kv_heads * head_dim, qkv_bias)
         self.v_proj = linear(hidden_size, num_kv_heads * head_dim, qkv_bias)
         self.o_proj = linear(num_heads * head_dim, hidden_size, out_bias)
+        if qk_norm is not None:
+            self.q_norm, self.k_norm = qk_norm(), qk_norm()
+        self.normalizes = qk_norm is not None
         self.dropout = nnx.Dropout(dropout, deterministic=True, rngs=rngs) if dropout else None
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.scale = head_dim**-0.5 if scale is None else scale
+        self.window, self.softcap = window, softcap
         self.mechanism, self.block_size, self.precision = mechanism, block_size, precision
 
     def init_cache(self, batch_size: int, max_length: int, dtype: Any) -> AttentionCache:
@@ -99,10 +110,11 @@ class Attention(nnx.Module):
             query,
             key,
             value,
-            inputs.mask,
+            inputs.mask.with_window(self.window),
             mechanism=self.mechanism,
             scale=self.scale,
             block_size=self.block_size,
+            softcap=self.softcap,
             precision=self.precision,
             dropout=self.dropout if active else None,
             return_weights=inputs.output_attentions,
@@ -118,6 +130,8 @@ class Attention(nnx.Module):
         query = heads(self.q_proj(hidden), self.num_heads)
         key = heads(self.k_proj(hidden), self.num_kv_heads)
         value = heads(self.v_proj(hidden), self.num_kv_heads)
+        if self.normalizes:
+            query, key = self.q_norm(query), self.k_norm(key)
         if inputs.rotary is not None:
             query, key = rotate(query, *inputs.rotary), rotate(key, *inputs.rotary)
         return query, key, value
