@@ -59,7 +59,7 @@ def _place_slices(link: Link, entry: TensorEntry, dtype: Any, sharding: jax.shar
 
     def block(index: Index | None) -> np.ndarray:
         bounds = tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
-        if bounds not in blocks:  # replicas share one read
+        if bounds not in blocks:
             exact = tuple(slice(*bound) for bound in bounds)
             source = link.transform.source_index(exact)
             if source is None:
@@ -67,7 +67,7 @@ def _place_slices(link: Link, entry: TensorEntry, dtype: Any, sharding: jax.shar
                 part = whole[exact]
             else:
                 part = link.transform.load([entry.read(source)], link.target_shapes)[0]
-            # A copy per device: an aliased block shared by replicas could be donated under the others.
+            # Replicas may share this memory: XLA never writes into memory it adopted, even when it is donated.
             blocks[bounds] = np.ascontiguousarray(_cast(part, dtype))
         return blocks[bounds]
 

@@ -42,7 +42,11 @@ SUFFIXES: dict[TaskType, str] = {
 # model_type -> (module, class name prefix, tasks). Class names follow transformers: prefix + suffix of the task.
 _DECODER = (TaskType.BASE, TaskType.CAUSAL_LM, TaskType.SEQUENCE_CLASSIFICATION)
 FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
+    "gemma2": ("easydel.models.gemma2", "Gemma2", _DECODER),
     "llama": ("easydel.models.llama", "Llama", _DECODER),
+    "mistral": ("easydel.models.mistral", "Mistral", _DECODER),
+    "qwen2": ("easydel.models.qwen2", "Qwen2", _DECODER),
+    "qwen3": ("easydel.models.qwen3", "Qwen3", _DECODER),
 }
 
 _CONFIGS: dict[str, type] = {}
