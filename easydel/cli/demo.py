@@ -151,15 +151,13 @@ def reload_section(console: Console, model: Any, tokenizer: Any, output: Path, c
         ValueError: the reloaded model computes something else.
     """
     began = time.perf_counter()
-    forward = model.pure_transform_fn()
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     saved = time.perf_counter()
     again = load_model(output).shard_model()
     loaded = time.perf_counter()
-    logits = jax.jit(lambda params, batch: forward(params, batch).logits)
     batch = {"input_ids": jnp.asarray(next(corpus.held_out.eval_batches(1))["input_ids"])}
-    ours, theirs = (np.asarray(logits(each.params, batch)) for each in (model, again))
+    ours, theirs = (np.asarray(jax.jit(each.pure_transform_fn())(each.params, batch).logits) for each in (model, again))
     difference = float(np.abs(ours - theirs).max())
     size = sum(file.stat().st_size for file in output.glob("*.safetensors"))
     console.print(f"saved {bytes_text(size)} to {output} in {saved - began:.1f} s, reloaded in {loaded - saved:.1f} s")

@@ -19,7 +19,7 @@ from easydel.hub.resolve import checkpoint_table
 from easydel.paths import named_modules, named_variables
 
 M = TypeVar("M", bound=nnx.Module)
-Shardings = Callable[[dict[str, jax.ShapeDtypeStruct]], Mapping[str, jax.sharding.Sharding]]
+Shardings = Callable[[Any], Mapping[str, jax.sharding.Sharding]]
 LARGE = 200_000_000  # bytes from which a progress bar is shown
 
 
@@ -43,8 +43,8 @@ def load_module(
             whatever is new.
         directory: as returned by `resolve_checkpoint`.
         param_dtype: storage type of floating parameters; `None` keeps the file's, tensor by tensor.
-        shardings: called once with the shape and final dtype of every variable by path; returns placements. A path it
-            leaves out goes to the default device.
+        shardings: called once with the abstract module; returns placements by path. A path it leaves out goes to the
+            default device.
         allow_new: regular expressions (of our paths or of checkpoint names); matching parameters that the checkpoint
             lacks, or holds in another shape, are initialised instead.
         progress: show a bar on stderr for loads of more than 200 MB that take over 2 s.
@@ -59,8 +59,7 @@ def load_module(
     match = match_checkpoint(module, table, directory, allow_new)
     variables = named_variables(module)
     dtypes = _target_dtypes(match, variables, param_dtype)
-    structs = {p: jax.ShapeDtypeStruct(v.get_value().shape, dtypes[p]) for p, v in variables.items()}
-    placements = dict(shardings(structs)) if shardings is not None else {}
+    placements = dict(shardings(module)) if shardings is not None else {}
 
     arrays: dict[str, jax.Array] = {}
     total = sum(match.table[source].nbytes for link in match.links for source in link.sources)

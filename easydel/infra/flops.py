@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from easydel.infra.construct import construct
+from easydel.infra.construct import abstract_module
 
 
 def count_matmul_flops(jaxpr: Any) -> int:
@@ -62,11 +62,9 @@ def forward_flops(module_class: type, config: Any, batch_size: int, sequence_len
     if hasattr(config, "attn_mechanism"):
         config.attn_mechanism = "vanilla"  # the others skip masked keys, or hide their products in a kernel
     tokens = jax.ShapeDtypeStruct((batch_size, sequence_length), jnp.int32)
+    graphdef, state = nnx.split(abstract_module(module_class, config))
 
-    def forward(input_ids: jax.Array) -> Any:
-        model = construct(
-            module_class, config, dtype=jnp.float32, param_dtype=jnp.float32, precision=None, rngs=nnx.Rngs(0)
-        )
-        return jax.tree.leaves(model(input_ids=input_ids))
+    def forward(state: nnx.State, input_ids: jax.Array) -> Any:
+        return jax.tree.leaves(nnx.merge(graphdef, state)(input_ids=input_ids))
 
-    return count_matmul_flops(jax.make_jaxpr(forward)(tokens).jaxpr)
+    return count_matmul_flops(jax.make_jaxpr(forward)(state, tokens).jaxpr)

@@ -14,6 +14,7 @@ from flax import nnx
 from huggingface_hub.errors import StrictDataclassError
 
 from easydel.errors import CheckpointError
+from easydel.hub.abstract import shape_rngs
 from easydel.hub.load import load_module
 from easydel.hub.resolve import checkpoint_table
 from easydel.hub.safetensors import unique_json
@@ -101,30 +102,34 @@ def load_pretrained(
         raise TypeError(f"give either config= or its fields, got both ({', '.join(overrides)})")
     param_dtype = dtype if param_dtype is None else param_dtype
     compute = dtype or param_dtype or checkpoint_dtype(directory)
-    keys = jax.random.key(0) if rngs is None else rngs()
+    placed_on: jax.sharding.Mesh = config.mesh if mesh is None and shard else mesh  # type: ignore[assignment]
+    key = jax.random.key(0) if rngs is None else rngs()
 
-    def build() -> Any:
+    def build(streams: nnx.Rngs | None = None) -> Any:
         return construct(
             cls,
             config,
             dtype=compute,
             param_dtype=param_dtype or compute,
             precision=precision,
-            rngs=nnx.Rngs(keys),
+            rngs=nnx.Rngs(key) if streams is None else streams,
         )
 
-    shardings = None
-    if shard:
-        module = nnx.eval_shape(build)
-        mesh = config.mesh if mesh is None else mesh
+    def shardings(module: Any) -> Mapping[str, Any]:
         rules = placing.rules_in_force(module) if partition_rules is None else partition_rules
-        placements = placing.module_shardings(module, rules, mesh)
-        shardings = lambda _: placements  # noqa: E731
+        return placing.module_shardings(module, rules, placed_on)
+
     model = load_module(
-        build, directory, param_dtype=param_dtype, shardings=shardings, allow_new=allow_new, progress=progress
+        build,
+        directory,
+        param_dtype=param_dtype,
+        shardings=shardings if shard else None,
+        allow_new=allow_new,
+        progress=progress,
+        build_shapes=lambda: build(shape_rngs()),
     )
     if shard:
-        model._mark_sharded(mesh)
+        model._mark_sharded(placed_on)
     if (directory / GENERATION).is_file():
         model.generation_settings = json.dumps(read_json(directory / GENERATION), sort_keys=True)
     return model

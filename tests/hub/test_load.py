@@ -221,9 +221,10 @@ def test_straight_into_shards(saved: tuple[Causal, Path]) -> None:
     model, folder = saved
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 
-    def place(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
+    def place(module: nnx.Module) -> dict[str, NamedSharding]:
         specs = {2: PartitionSpec("a", "b"), 1: PartitionSpec("b")}
-        return {path: NamedSharding(mesh, specs[len(x.shape)]) for path, x in shapes.items() if len(x.shape) in specs}
+        ranks = {path: len(v.get_value().shape) for path, v in named_variables(module).items()}
+        return {path: NamedSharding(mesh, specs[rank]) for path, rank in ranks.items() if rank in specs}
 
     got = load_module(lambda: Causal(nnx.Rngs(0)), folder, shardings=place)
     assert same(got, model)
