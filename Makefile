@@ -29,7 +29,7 @@ demo: $(VENV)/.demo-ready  ## Load, generate, fine-tune, save and reload the emb
 	$(VENV)/bin/easydel demo $(ARGS)
 
 test: $(VENV)/.test-ready  ## Run the tests (ARGS="-k name" selects some)
-	$(VENV)/bin/python -m pytest -n $(JOBS) $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: $(VENV)/.test-ready  ## Check style, formatting and types
 	$(VENV)/bin/ruff check .

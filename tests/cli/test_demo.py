@@ -12,6 +12,8 @@ from easydel import LlamaForCausalLM
 from easydel.cli.app import app
 from easydel.cli.plot import PLOT_MISSING, save_loss_curve
 
+pytestmark = pytest.mark.xdist_group("demo")  # one worker runs it, once for all tests here
+
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):

@@ -65,17 +65,18 @@ def test_positions_embeddings_and_segments(family: str, variant: str) -> None:
     # With a mask of ones: without, transformers reads jumps of the positions as borders of packed sequences.
     want = case.theirs(input_ids=ids, position_ids=positions, attention_mask=np.ones_like(ids)).logits
     close(case.run(input_ids=ids, position_ids=positions).logits, want, FORWARD, "position_ids")
-    plain = case.run(input_ids=ids).logits
-    assert np.abs(np.asarray(plain) - want.numpy()).max() > 1e-2, "positions have no effect"
+    plain = case.theirs(input_ids=ids).logits
+    assert (plain - want).abs().max() > 1e-2, "positions have no effect"
 
     embeds = case.hf.get_input_embeddings().weight.detach().numpy()[ids]
-    close(case.run(inputs_embeds=embeds).logits, plain, SAME, "inputs_embeds")
+    close(case.run(inputs_embeds=embeds).logits, plain, FORWARD, "inputs_embeds")
 
     segments = np.array([[0] * 5 + [1] * 7, [3] * 9 + [1] * 3], np.int32)
     packed = case.run(input_ids=ids, segment_ids=segments).logits
     for row, border in ((0, 5), (1, 9)):
         for part in (slice(0, border), slice(border, 12)):
-            close(packed[row, part], case.run(input_ids=ids[row : row + 1, part]).logits[0], SAME, f"segment {part}")
+            alone = case.theirs(input_ids=ids[row : row + 1, part]).logits[0]
+            close(packed[row, part], alone, FORWARD, f"row {row}, segment {part}")
 
 
 @pytest.mark.parametrize(("family", "variant"), cases("thorough"))
@@ -114,30 +115,22 @@ def test_padding_token_s_embedding_is_not_trained() -> None:
     close(gradients["model"]["embed_tokens"]["embedding"], case.hf.get_input_embeddings().weight.grad, FORWARD)
 
 
-@pytest.mark.parametrize("length", [1, 7, 16, 37])
-def test_attention_mechanisms_agree(length: int) -> None:
+def test_attention_mechanisms_agree() -> None:
     case = pair("llama", "gqa")
-    rows = [case.ids(1, max(1, length - 3 * i), seed=i)[0] for i in range(3)]
-    ids, mask = pad(rows, length, left=True)
-    want = None
+    rows = [case.ids(1, length, seed=length)[0] for length in (19, 11, 1)]
+    ids, mask = pad(rows, 19, left=True)
+    results = {}
     for mechanism in ("vanilla", "auto", "sdpa", "blockwise"):
         model = load_ours(case.family, "causal-lm", case.folder, attn_mechanism=mechanism, attn_block_size=4)
-        run = Jitted(model)
-        got = [
-            run(input_ids=ids).logits,
-            np.asarray(run(input_ids=ids, attention_mask=mask).logits)[mask == 1],
-            run(input_ids=ids, segment_ids=np.arange(length)[None].repeat(3, 0) // 5).logits,
-        ]
-        want = want or got
-        for name, one, other in zip(("causal", "padded", "packed"), got, want, strict=True):
-            close(one, other, SAME, f"{mechanism}, {name}")
+        results[mechanism] = np.asarray(Jitted(model)(input_ids=ids, attention_mask=mask).logits)[mask == 1]
+        close(results[mechanism], results["vanilla"], SAME, mechanism)
 
 
 def test_remat_policies_agree() -> None:
     case = pair("llama", "head_dim")
     ids = case.ids(2, 9)
     want_loss, want = case.run.gradient(input_ids=ids, labels=ids)
-    for policy in ("full", "dots", "dots_no_batch"):
+    for policy in ("full", "dots_no_batch", "dots"):
         model = load_ours(case.family, "causal-lm", case.folder, gradient_checkpointing=policy)
         loss, gradients = Jitted(model).gradient(input_ids=ids, labels=ids)
         close(loss, want_loss, SAME, policy)
@@ -151,6 +144,14 @@ def test_attention_dropout_is_active_in_training_only() -> None:
     ids = case.ids(2, 9)
     close(case.run(input_ids=ids).logits, case.theirs(input_ids=ids).logits, FORWARD)
     pure, params = case.ours.pure_transform_fn(), case.ours.params
-    one, same, other = (pure(params, {"input_ids": int32(ids)}, rngs=jax.random.key(seed)).logits for seed in (0, 0, 1))
+    draw = jax.jit(lambda key: pure(params, {"input_ids": int32(ids)}, rngs=key).logits)
+    one, same, other = (draw(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert np.abs(np.asarray(one - other)).max() > 1e-2
+
+
+def test_dropout_keys_are_the_only_source_of_chance() -> None:
+    case = pair("llama", "gqa", "causal-lm", '{"attention_dropout": 0.5}')
+    pure, inputs = case.ours.pure_transform_fn(), {"input_ids": int32(case.ids(1, 4))}
+    one, same = (pure(case.ours.params, inputs, rngs=jax.random.key(0)).logits for _ in range(2))
+    np.testing.assert_array_equal(one, same)

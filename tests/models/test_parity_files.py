@@ -1,0 +1,101 @@
+"""Every family of the table: weights out and back in, here and in transformers, and on eight devices."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from easydel.paths import flatten
+from tests.models.pairs import Jitted, array, build_hf, close, load_hf, load_ours, pair
+from tests.models.table import FAMILIES, cases
+
+MESHES = [(1, 8, 1, 1, 1), (2, 2, 1, 2, 1), (1, 2, 1, 4, 1), (1, 2, 1, 1, 4)]
+
+
+@pytest.mark.parametrize(("family", "variant"), cases())
+def test_to_torch_loads_strictly(family: str, variant: str) -> None:
+    case = pair(family, variant)
+    other = build_hf(case.family, "causal-lm", {**case.family.config, **case.variant.config}, seed=1)
+    other.load_state_dict(case.ours.to_torch(), strict=True)
+    for name, tensor in case.hf.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", ["5GB", "8KB"])
+@pytest.mark.parametrize(("family", "variant"), cases("thorough"))
+def test_saved_here_loads_there_and_here(family: str, variant: str, size: str, tmp_path: Path) -> None:
+    case = pair(family, variant)
+    case.ours.save_pretrained(tmp_path, max_shard_size=size)
+    assert (tmp_path / "model.safetensors").exists() == (size == "5GB")
+    hf, again = load_hf(case.family, "causal-lm", tmp_path), load_ours(case.family, "causal-lm", tmp_path)
+    for name, tensor in case.hf.state_dict().items():
+        torch.testing.assert_close(hf.state_dict()[name], tensor, rtol=0, atol=0)
+    ids = torch.from_numpy(case.ids(2, 9)).long()
+    with torch.no_grad():
+        torch.testing.assert_close(hf(ids).logits, case.hf(ids).logits, rtol=0, atol=0)
+    identical(case.ours, again)
+    assert again.config == case.ours.config
+    assert not set(type(again.config).runtime_fields) & set(json.loads((tmp_path / "config.json").read_text()))
+
+
+def identical(one: object, two: object) -> None:
+    left, right = flatten(one.params), flatten(two.params)
+    assert left.keys() == right.keys()
+    for path in left:
+        assert left[path].dtype == right[path].dtype, path
+        np.testing.assert_array_equal(left[path], right[path], err_msg=path)
+
+
+@pytest.mark.parametrize("tied", ["gqa", "tied"])
+def test_bfloat16(tied: str, tmp_path: Path) -> None:
+    case = pair("llama", tied)
+    half = load_ours(case.family, "causal-lm", case.folder, dtype="bfloat16")
+    half.save_pretrained(tmp_path)
+    again = load_ours(case.family, "causal-lm", tmp_path)
+    identical(half, again)
+    hf = load_hf(case.family, "causal-lm", tmp_path)
+    assert hf.dtype == torch.bfloat16
+    for name, tensor in case.hf.state_dict().items():
+        torch.testing.assert_close(hf.state_dict()[name], tensor.bfloat16(), rtol=0, atol=0)
+    ids = case.ids(2, 9)
+    got = Jitted(again)(input_ids=ids).logits
+    assert str(got.dtype) == "bfloat16"
+    with torch.no_grad():
+        close(got, hf(torch.from_numpy(ids).long()).logits, 0.05)  # a few units of bfloat16's 1/256 after two layers
+
+
+@pytest.mark.parametrize("dims", MESHES)
+@pytest.mark.parametrize(("family", "variant"), [(name, row.variants[0].name) for name, row in FAMILIES.items()])
+def test_sharded_equals_unsharded(family: str, variant: str, dims: tuple[int, ...]) -> None:
+    sharded_equals_unsharded(family, variant, dims)
+
+
+@pytest.mark.parametrize(("family", "variant"), [c for c in cases("thorough") if c[1] in ("tied", "head_dim")])
+def test_sharded_variants(family: str, variant: str) -> None:
+    sharded_equals_unsharded(family, variant, (1, 2, 1, 4, 1))
+
+
+def sharded_equals_unsharded(family: str, variant: str, dims: tuple[int, ...]) -> None:
+    case = pair(family, variant)
+    ids = case.ids(8, 16)
+    want_loss, want = case.run.gradient(input_ids=ids, labels=ids)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(axis|axes).*")  # sizes of a tiny model need not divide
+        sharded = load_ours(case.family, "causal-lm", case.folder, sharding_axis_dims=dims, auto_shard_model=True)
+    assert sharded.is_sharded and sharded.mesh.size == 8
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(sharded.params))
+    run = Jitted(sharded)
+    close(run(input_ids=ids).logits, case.run(input_ids=ids).logits, 1e-5, "logits")
+    loss, gradients = run.gradient(input_ids=ids, labels=ids)
+    close(loss, want_loss, 1e-5, "loss")
+    largest = max(np.abs(array(g)).max() for g in flatten(want).values())
+    for path, gradient in flatten(gradients).items():
+        reference = array(flatten(want)[path])
+        scale = max(np.abs(reference).max(), 1e-3 * largest)
+        assert np.abs(array(gradient) - reference).max() <= 1e-4 * scale, path  # sums over devices, backwards too

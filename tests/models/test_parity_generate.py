@@ -1,0 +1,85 @@
+"""Every family of the table: greedy tokens are transformers' own, for 32 steps."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.models.pairs import Pair, pad, pair
+from tests.models.table import cases
+
+STEPS = 32
+TIE = 1e-4  # closer logits may be ordered either way by rounding
+
+
+def prompts(case: Pair) -> tuple[np.ndarray, np.ndarray]:
+    return pad([case.ids(1, length, seed=length)[0] for length in (7, 3, 5)], 7, left=True)
+
+
+def theirs(case: Pair, ids: np.ndarray, mask: np.ndarray, **options: Any) -> np.ndarray:
+    """Return transformers' tokens; skips, and says so, where a choice was a near tie."""
+    options = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0} | options
+    out = copy.deepcopy(case.hf).generate(
+        torch.from_numpy(ids).long(),
+        attention_mask=torch.from_numpy(mask).long(),
+        return_dict_in_generate=True,
+        output_logits=True,
+        **options,
+    )
+    best = torch.stack(out.logits).topk(2).values
+    margin = float((best[..., 0] - best[..., 1]).min())
+    if margin < TIE:
+        pytest.skip(f"a near tie: the two likeliest tokens are {margin:.1e} apart; choose another seed")
+    return out.sequences.numpy()
+
+
+def ours(case: Pair, ids: np.ndarray, mask: np.ndarray, **options: Any) -> np.ndarray:
+    options = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0} | options
+    return np.asarray(case.ours.generate(ids, attention_mask=mask, **options).sequences)
+
+
+@pytest.mark.parametrize(("family", "variant"), cases("generate"))
+def test_greedy(family: str, variant: str) -> None:
+    case = pair(family, variant)
+    ids, mask = prompts(case)
+    want = theirs(case, ids, mask)
+    assert len(np.unique(want[:, 7:])) > 5, "a constant sequence tests nothing"
+    np.testing.assert_array_equal(ours(case, ids, mask), want)
+
+
+def test_end_of_text() -> None:
+    case = pair("llama", "gqa")
+    ids, mask = prompts(case)
+    free = theirs(case, ids, mask)
+    one, two = int(free[0, 7 + 9]), int(free[1, 7 + 4])
+    for options in (
+        {"eos_token_id": one},
+        {"eos_token_id": [one, two]},
+        {"eos_token_id": [one, two], "min_new_tokens": 12},
+        {"eos_token_id": [int(t) for t in free[:, 7 + 2]]},
+    ):
+        want = theirs(case, ids, mask, **options)
+        np.testing.assert_array_equal(ours(case, ids, mask, **options), want, err_msg=str(options))
+    assert want.shape[1] < 7 + STEPS, "no row ended early"
+
+
+def test_right_padding_equals_left() -> None:
+    case = pair("llama", "gqa")
+    ids, mask = prompts(case)
+    right, right_mask = pad([row[keep == 1] for row, keep in zip(ids, mask, strict=True)], 7, left=False)
+    left_tokens = ours(case, ids, mask)[:, 7:]
+    out = ours(case, right, right_mask)
+    np.testing.assert_array_equal(out[:, :7], right)
+    np.testing.assert_array_equal(out[:, 7:], left_tokens)
+
+
+def test_attention_mask_is_made_of_ones_if_not_given() -> None:
+    case = pair("llama", "gqa")
+    ids = case.ids(2, 6)
+    want = theirs(case, ids, np.ones_like(ids))
+    got = case.ours.generate(ids, max_new_tokens=STEPS, do_sample=False)
+    np.testing.assert_array_equal(got.sequences, want)
