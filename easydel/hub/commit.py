@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from easydel.errors import CheckpointError
+from easydel.hub.report import short
+from easydel.hub.safetensors import unique_json
 
 try:
     import fcntl
@@ -71,12 +73,12 @@ def sync(path: Path) -> None:
 def staging(directory: Path) -> Iterator[Path]:
     """Give a fresh, locked stage inside `directory`; whatever is left of it at the end is removed."""
     stage = directory / f"{STAGE}{uuid.uuid4().hex[:8]}"
-    stage.mkdir()
-    try:
-        with locked(stage):
-            yield stage
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    with contextlib.ExitStack() as held:
+        held.callback(shutil.rmtree, stage, ignore_errors=True)
+        with locked(directory):  # or another writer would sweep the stage before its lock is taken
+            stage.mkdir()
+            held.enter_context(locked(stage))
+        yield stage
 
 
 def identity(path: Path) -> list[int] | None:
@@ -102,8 +104,14 @@ def commit(directory: Path, stage: Path, moves: list[str], removals: list[str], 
         sync(Path(folder))
     final = directory / stage.name.replace(STAGE, COMMIT)
     stage.rename(final)
-    sync(directory)
-    _apply(directory, final)
+    try:
+        sync(directory)
+        _apply(directory, final)
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory}: the new model is written and committed, but could not be moved into place: {error}. "
+            "Loading from or saving into this directory tries again"
+        ) from error
 
 
 def recover(directory: Path) -> None:
@@ -130,14 +138,42 @@ def recover_locked(directory: Path, *, discard_conflicts: bool = False) -> None:
 def sweep(directory: Path) -> None:
     """Remove stages whose writers died."""
     for stage in directory.glob(f"{STAGE}*"):
+        if stage.is_symlink() or not stage.is_dir():
+            continue  # none of ours
         with contextlib.suppress(FileNotFoundError), locked(stage, wait=False) as free:
             if free:
                 shutil.rmtree(stage, ignore_errors=True)
 
 
-def _apply(directory: Path, pending: Path, discard_conflicts: bool = False) -> None:
+def read_plan(directory: Path, pending: Path) -> list[dict[str, Any]]:
+    """Return the steps of an interrupted save; none if it had finished.
+
+    The directory may have been written by a stranger, so a plan may only touch plain names inside it.
+
+    Raises:
+        CheckpointError: what is there was not written by a save of ours.
+    """
     plan = pending / PLAN
-    steps = json.loads(plan.read_text()) if plan.is_file() else []  # the plan goes last, so without it all is done
+    if not plan.is_file():
+        return []  # the plan is the last to go, so without it all is done
+    steps = unique_json(plan.read_bytes(), str(plan))
+    home = directory.resolve()
+    for step in steps if isinstance(steps, list) else [None]:
+        known = isinstance(step, dict) and set(step) == {"do", "name", "was"} and step["do"] in ("move", "remove")
+        name = step["name"] if known else None
+        plain = isinstance(name, str) and not {"..", ".", ""} & {*name.split("/")} and not {":", "\\"} & {*name}
+        if not plain or not (directory / name).parent.resolve().is_relative_to(home):
+            raise CheckpointError(
+                f"{plan}: is not the plan of a save ({short(step)}); nothing was moved. Delete {pending} to load what "
+                "is there"
+            )
+    return steps
+
+
+def _apply(directory: Path, pending: Path, discard_conflicts: bool = False) -> None:
+    if pending.is_symlink() or not pending.is_dir():
+        raise CheckpointError(f"{pending}: is not the folder of an interrupted save; delete it")
+    steps = read_plan(directory, pending)
     moves = [step for step in steps if step["do"] == "move" and (pending / step["name"]).is_file()]
     foreign = [step["name"] for step in moves if identity(directory / step["name"]) != step["was"]]
     if foreign and not discard_conflicts:

@@ -16,6 +16,7 @@ from easydel.hub.abstract import build_abstract, plain_arrays
 from easydel.hub.match import Match, match_checkpoint
 from easydel.hub.place import place_link
 from easydel.hub.resolve import checkpoint_table
+from easydel.hub.safetensors import TensorEntry
 from easydel.paths import named_modules, named_variables
 
 M = TypeVar("M", bound=nnx.Module)
@@ -32,6 +33,7 @@ def load_module(
     allow_new: Sequence[str] = (),
     progress: bool = True,
     build_shapes: Callable[[], M] | None = None,
+    table: Mapping[str, TensorEntry] | None = None,
 ) -> M:
     """Build a module whose parameters come from the checkpoint in `directory`.
 
@@ -49,12 +51,13 @@ def load_module(
             lacks, or holds in another shape, are initialised instead.
         progress: show a bar on stderr for loads of more than 200 MB that take over 2 s.
         build_shapes: `build` with `rngs=shape_rngs()`, used for shapes only: several times as fast for deep models.
+        table: `checkpoint_table(directory)`, if the caller has it already.
 
     Raises:
         CheckpointError: the files are broken or do not fit the module.
     """
     directory = Path(directory)
-    table = checkpoint_table(directory)
+    table = checkpoint_table(directory) if table is None else table
     module = build_abstract(build_shapes or build)
     match = match_checkpoint(module, table, directory, allow_new)
     variables = named_variables(module)

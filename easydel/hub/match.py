@@ -103,6 +103,12 @@ def _align_prefix(
     if theirs and not ours:
         heads = [name for name in table if not name.startswith(dot) and name not in wanted]
         inner = {name.removeprefix(dot): entry for name, entry in table.items() if name.startswith(dot)}
+        if twice := sorted(inner.keys() & table.keys()):
+            entry = table[twice[0]]
+            raise CheckpointError(
+                f"{entry.file}: holds {twice[0]!r} both with and without the prefix {dot!r} ({len(twice)} such names); "
+                "which one is meant cannot be told. Remove one of each pair"
+            )
         return {name: table[name] for name in table if name in wanted} | inner, heads
     return table, []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from easydel.errors import CheckpointError
+from easydel.hub.report import short
 from easydel.hub.safetensors import DTYPES, Index, TensorEntry, aligned_empty
 
 VIEWS = {"bfloat16": ("BF16", "int16"), "float8_e4m3fn": ("F8_E4M3", "uint8"), "float8_e5m2": ("F8_E5M2", "uint8")}
+# what torch's unpickler and archive reader raise on damaged files, as seen by flipping bytes
+REFUSALS = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -47,14 +51,41 @@ def read_pickled(file: Path) -> dict[str, TensorEntry]:
             "install torch or convert the checkpoint to safetensors"
         ) from error
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: torch refuses to read it as plain weights: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise CheckpointError(f"{file}: expected a dictionary of tensors, got {type(state).__name__}")
-    table: dict[str, TensorEntry] = {}
-    for name, tensor in state.items():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        dtype = DTYPES[VIEWS[kind][0]] if kind in VIEWS else np.dtype(kind)
-        table[name] = PickledEntry(str(name), dtype, tuple(tensor.shape), file, 0, tensor.nbytes, None, tensor.detach())
-    return table
+        zipped = zipfile.is_zipfile(file)  # torch before 1.6 wrote a plain pickle, which cannot be mapped
+        if zipped:
+            _check_archive(file)
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except CheckpointError:
+        raise
+    except (pickle.UnpicklingError, zipfile.BadZipFile, *REFUSALS) as error:
+        raise CheckpointError(
+            f"{file}: torch refuses to read it as plain weights: {error!s:.1000}; no code in it was run. Convert the "
+            "checkpoint to safetensors where you trust it"
+        ) from error
+    tensors = isinstance(state, dict) and all(isinstance(tensor, torch.Tensor) for tensor in state.values())
+    if not tensors or not all(isinstance(name, str) for name in state):
+        raise CheckpointError(
+            f"{file}: expected a dictionary of tensors, got {type(state).__name__}; save a state_dict"
+        )
+    return {name: _entry(name, tensor, file) for name, tensor in state.items()}
+
+
+def _check_archive(file: Path) -> None:
+    """Raise if the archive would unpack to more than it is: torch stores, it never compresses."""
+    with zipfile.ZipFile(file) as archive:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise CheckpointError(f"{file}: is a compressed archive, which torch does not write; fetch it again")
+
+
+def _entry(name: str, tensor: Any, file: Path) -> TensorEntry:
+    import torch
+
+    kind = str(tensor.dtype).removeprefix("torch.")
+    dtype = DTYPES[VIEWS[kind][0]] if kind in VIEWS else next((d for d in DTYPES.values() if d.name == kind), None)
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if dtype is None or not plain:
+        what = f"{kind}, {tensor.layout}, on {tensor.device}"
+        raise CheckpointError(f"{file}: tensor {short(name)} is not supported ({what}); convert it to plain numbers")
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        raise CheckpointError(f"{file}: tensor {short(name)} claims more bytes than it stores; save contiguous tensors")
+    return PickledEntry(name, dtype, tuple(tensor.shape), file, 0, tensor.nbytes, None, tensor.detach())

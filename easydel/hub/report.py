@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from easydel.errors import CheckpointError
 
@@ -26,12 +27,23 @@ def describe(dtype: object, shape: Sequence[int]) -> str:
     return f"{dtype}[{', '.join(map(str, shape))}]"
 
 
+def short(value: Any) -> str:
+    """Return the `repr` of something that a file says, cut to a length that a message can bear."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _cell(text: str) -> str:
+    """Return a name as it is, unless it is long or would write more than itself on a terminal."""
+    return text if len(text) <= 200 and text.isprintable() else short(text)
+
+
 def raise_problems(problems: Sequence[Problem], where: Path, cure: str) -> None:
     """Raise one `CheckpointError` that lists all `problems`; do nothing if there are none."""
     if not problems:
         return
     rows = [("kind", "tensor", "expected", "found")]
-    rows += [(p.kind, p.tensor, p.expected, p.found) for p in problems[:LIMIT]]
+    rows += [(p.kind, _cell(p.tensor), _cell(p.expected), _cell(p.found)) for p in problems[:LIMIT]]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]) for row in rows]
     if len(problems) > LIMIT:

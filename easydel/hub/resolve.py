@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from easydel.errors import CheckpointError
 from easydel.hub.commit import recover
-from easydel.hub.report import Problem, describe, raise_problems
+from easydel.hub.report import Problem, describe, raise_problems, short
 from easydel.hub.safetensors import TensorEntry, read_header, unique_json
 
 SINGLE = "model.safetensors"
@@ -21,7 +22,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 TEMPLATES = "additional_chat_templates"
-MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_BYTES = 32 * 2**20
 
 
 def resolve_checkpoint(
@@ -56,9 +57,11 @@ def resolve_checkpoint(
     if subfolder:
         check_inside(subfolder, "subfolder")
     local = Path(name).expanduser()
-    if local.is_dir():
+    if os.path.isdir(local):  # unlike pathlib's, these two say no to names that no system allows
         directory = local / subfolder if subfolder else local
-    elif local.exists():
+        if subfolder and not directory.resolve().is_relative_to(local.resolve()):
+            raise CheckpointError(f"{directory}: a link leads out of {local}; load {directory.resolve()} itself")
+    elif os.path.exists(local):
         raise CheckpointError(f"{local}: is a file; pass the directory that holds it ({local.parent})")
     elif name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise CheckpointError(f"{local}: no such directory (and not a Hub id, which looks like 'org/name')")
@@ -78,11 +81,32 @@ def resolve_checkpoint(
 def check_inside(name: str, where: str) -> None:
     """Raise unless `name` is a plain relative path that stays inside its directory (on any system)."""
     for path in (PurePosixPath(name), PureWindowsPath(name)):
-        if path.anchor or ".." in path.parts or not path.parts or "\0" in name:
+        if path.anchor or ".." in path.parts or not path.parts:
             raise CheckpointError(
-                f"{where}: {name!r} is absolute or leaves the checkpoint's directory; it is refused. "
+                f"{where}: {short(name)} is absolute or leaves the checkpoint's directory; it is refused. "
                 "Names must be relative and without '..'"
             )
+    if not name.isprintable() or any(len(part.encode()) > 255 for part in name.split("/")):
+        raise CheckpointError(f"{where}: {short(name)} is no name a file can have here; fetch the checkpoint again")
+
+
+def check_link(directory: Path, name: str) -> None:
+    """Raise if `directory / name` is reached through a link that a checkpoint has no business with.
+
+    People keep shards on another disk and the Hub's cache links every file to its blob, so a link straight to a
+    weight file is followed. A folder that is a link out of the directory, and a link to anything else, is refused.
+    """
+    file, home = directory / name, directory.resolve()
+    target = file.resolve()
+    if target.is_relative_to(home):
+        return
+    cache = next((parent.parent for parent in (home, *home.parents) if parent.parent.name == "snapshots"), None)
+    blob = cache is not None and target.is_relative_to((cache.parent / "blobs").resolve())
+    straight = file.is_symlink() and file.parent.resolve().is_relative_to(home) and target.suffix == file.suffix
+    if not blob and not straight:
+        raise CheckpointError(
+            f"{file}: is a link to {target}, out of the checkpoint's directory; it is refused. Copy the file in"
+        )
 
 
 def checkpoint_table(directory: str | Path) -> dict[str, TensorEntry]:
@@ -98,6 +122,7 @@ def checkpoint_table(directory: str | Path) -> dict[str, TensorEntry]:
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory")
     if (directory / SINGLE).is_file():
+        check_link(directory, SINGLE)
         return read_header(directory / SINGLE)
     if (directory / INDEX).is_file():
         weight_map = read_index(directory / INDEX, ".safetensors")
@@ -106,6 +131,7 @@ def checkpoint_table(directory: str | Path) -> dict[str, TensorEntry]:
         from easydel.hub.pickled import read_pickled
 
         if (directory / TORCH_SINGLE).is_file():
+            check_link(directory, TORCH_SINGLE)
             return read_pickled(directory / TORCH_SINGLE)
         weight_map = read_index(directory / TORCH_INDEX, ".bin")
         return _join(weight_map, {f: read_pickled(directory / f) for f in _shards(directory, weight_map)}, directory)
@@ -115,21 +141,35 @@ def checkpoint_table(directory: str | Path) -> dict[str, TensorEntry]:
     )
 
 
+def read_limited(file: Path) -> bytes:
+    """Return the content of a JSON file, if it is a plain file of a size that is safe to parse.
+
+    Raises:
+        CheckpointError: no such file, a folder, a device, unreadable, or too large.
+    """
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{file}: is not a regular file; put the checkpoint's own {file.name} there")
+        if status.st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{file}: has {status.st_size} bytes, more than the {MAX_JSON_BYTES} allowed")
+        return file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}); a checkpoint needs {file.name}") from error
+
+
 def read_index(file: Path, suffix: str) -> dict[str, str]:
     """Return the `weight_map` (tensor → file name) of an index file, checked to stay in its directory."""
-    try:
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{file}: larger than {MAX_JSON_BYTES} bytes; this is no index")
-        index = unique_json(file.read_bytes(), str(file))
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error}") from error
+    index = unique_json(read_limited(file), str(file))
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{file}: expected an object with a non-empty 'weight_map'; fetch the file again")
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not name.endswith(suffix):
-            raise CheckpointError(f"{file}: tensor {tensor!r} lies in {name!r}, which is no {suffix} file name")
-        check_inside(name, f"{file}: tensor {tensor!r}")
+            raise CheckpointError(
+                f"{file}: tensor {short(tensor)} lies in {short(name)}, which is no {suffix} file name; fetch it again"
+            )
+        check_inside(name, f"{file}: tensor {short(tensor)}")
     return weight_map
 
 
@@ -141,6 +181,8 @@ def _shards(directory: Path, weight_map: Mapping[str, str]) -> list[str]:
         if not (directory / shard).is_file()
     ]
     raise_problems(problems, directory, "The index names files that are not there; download the checkpoint again.")
+    for shard in shards:
+        check_link(directory, shard)
     return shards
 
 

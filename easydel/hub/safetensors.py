@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -18,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from easydel.errors import CheckpointError
+from easydel.hub.report import short
 
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(kind)
@@ -71,7 +73,7 @@ class TensorEntry:
                     raise CheckpointError(f"{self.file}: the file was replaced while it was being loaded; load again")
                 array = _read_block(stream, self, index)
         except OSError as error:
-            raise CheckpointError(f"{self.file}: cannot read tensor {self.name!r}: {error}") from error
+            raise CheckpointError(f"{self.file}: cannot read tensor {short(self.name)}: {error}") from error
         return array
 
 
@@ -114,7 +116,7 @@ def _fill(stream: BinaryIO, entry: TensorEntry, array: np.ndarray, offset: int) 
     while done < len(view):
         count = os.preadv(stream.fileno(), [view[done : done + 2**30]], offset + done)
         if count == 0:
-            raise CheckpointError(f"{entry.file}: the file ends inside tensor {entry.name!r}; fetch it again")
+            raise CheckpointError(f"{entry.file}: the file ends inside tensor {short(entry.name)}; fetch it again")
         done += count
 
 
@@ -128,9 +130,8 @@ def unique_json(text: str | bytes, where: str) -> Any:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(items)
         if len(table) < len(items):
-            keys = [key for key, _ in items]
-            twice = sorted({key for key in table if keys.count(key) > 1} if len(keys) < 10_000 else ["(many)"])
-            raise CheckpointError(f"{where}: names occur twice: {', '.join(map(repr, twice[:5]))}; the file is damaged")
+            twice = [key for key, count in Counter(key for key, _ in items).most_common(5) if count > 1]
+            raise CheckpointError(f"{where}: names occur twice: {', '.join(map(short, twice))}; the file is damaged")
         return table
 
     try:
@@ -179,19 +180,19 @@ def _is_count(value: Any) -> bool:
 
 
 def _entry(name: str, fields: Any, file: Path, base: int, stamp: tuple[int, int, int]) -> TensorEntry:
-    where = f"{file}: tensor {name!r}"
+    where = f"{file}: tensor {short(name)}"
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{where}: expected exactly the fields dtype, shape, data_offsets; got {_short(fields)}")
+        raise CheckpointError(f"{where}: expected exactly the fields dtype, shape, data_offsets; got {short(fields)}")
     kind, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(kind, str) or kind not in DTYPES:
         raise CheckpointError(
-            f"{where}: dtype {_short(kind)} is not supported; known: {', '.join(DTYPES)}. Convert the checkpoint"
+            f"{where}: dtype {short(kind)} is not supported; known: {', '.join(DTYPES)}. Convert the checkpoint"
         )
     if not isinstance(shape, list) or len(shape) > 32 or not all(map(_is_count, shape)):
-        raise CheckpointError(f"{where}: shape {_short(shape)} is not a list of at most 32 non-negative integers")
+        raise CheckpointError(f"{where}: shape {short(shape)} is not a list of at most 32 non-negative integers")
     counts = isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_count, offsets))
     if not counts or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{where}: data_offsets {_short(offsets)} are not [start, stop] with 0 <= start <= stop")
+        raise CheckpointError(f"{where}: data_offsets {short(offsets)} are not [start, stop] with 0 <= start <= stop")
     dtype, (start, stop) = DTYPES[kind], offsets
     needed = prod(shape) * dtype.itemsize
     if stop - start != needed:
@@ -206,21 +207,18 @@ def _contiguous(entries: list[TensorEntry], file: Path, base: int, size: int) ->
     for entry in sorted(entries, key=lambda entry: (entry.start, entry.stop)):
         if entry.stop > size:
             raise CheckpointError(
-                f"{file}: tensor {entry.name!r} ends at byte {entry.stop} but the file has {size}; "
+                f"{file}: tensor {short(entry.name)} ends at byte {entry.stop} but the file has {size}; "
                 "it is truncated, fetch it again"
             )
         if entry.start != end:
             what = "overlaps" if entry.start < end else "leaves a hole after"
-            raise CheckpointError(f"{file}: tensor {entry.name!r} {what} {previous!r}; the header lies, fetch it again")
-        end, previous = entry.stop, entry.name
+            raise CheckpointError(
+                f"{file}: tensor {short(entry.name)} {what} {previous}; the header lies, fetch it again"
+            )
+        end, previous = entry.stop, short(entry.name)
         yield entry
     if end != size:
         raise CheckpointError(f"{file}: {size - end} bytes after the last tensor belong to none; fetch it again")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def header_bytes(tensors: Mapping[str, tuple[np.dtype, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
@@ -233,7 +231,7 @@ def header_bytes(tensors: Mapping[str, tuple[np.dtype, Sequence[int]]], metadata
     start = 0
     for name, (dtype, shape) in tensors.items():
         if dtype not in NAMES:
-            raise CheckpointError(f"tensor {name!r}: safetensors cannot hold {dtype}; cast or pack it first")
+            raise CheckpointError(f"tensor {short(name)}: safetensors cannot hold {dtype}; cast or pack it first")
         stop = start + prod(shape) * dtype.itemsize
         table[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
         start = stop

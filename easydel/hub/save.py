@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import re
@@ -23,6 +24,7 @@ from easydel.hub.weight_map import Link, build_links, stored_variables
 
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", re.IGNORECASE)
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def save_module(
             `directory` has its own.
 
     Raises:
-        CheckpointError: `directory` is a file, the disk is too full, or a dtype cannot be stored; nothing is changed.
+        CheckpointError: `directory` is a file, read-only or too full, or a dtype cannot be stored; nothing is changed.
         ValueError: `max_shard_size` cannot be understood.
     """
     limit, directory = parse_size(max_shard_size), Path(directory)
@@ -70,46 +72,70 @@ def save_module(
     tensors, variables = _tensors(module), stored_variables(module)
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory}: is a file; give a directory to save into")
-    created = not directory.exists()
-    directory.mkdir(parents=True, exist_ok=True)
+    made = _make_directory(directory)
     try:
         with locked(directory):
             recover_all(directory)
         needed = sum(tensor.nbytes for tensor in tensors.values()) + sum(map(len, extras.values()))
         free = shutil.disk_usage(directory).free
         if needed > free:
-            raise CheckpointError(f"{directory}: saving needs {needed:,} bytes but the disk has {free:,} free")
+            raise CheckpointError(
+                f"{directory}: saving needs {needed:,} bytes but the disk has {free:,} free; nothing was changed"
+            )
         with staging(directory) as stage:
             shards = _split(tensors, limit)
-            if SINGLE not in shards and any((directory / name).exists() for name in shards):
-                # Shards must not overwrite those of the model they replace before the index does.
-                tag = uuid.uuid4().hex[:8]
-                shards = {name.replace("model-", f"model-{tag}-"): members for name, members in shards.items()}
             for name, members in shards.items():
                 _write_shard(stage / name, members, variables)
             names = _write_small(stage, directory, extras, Path(source_dir) if source_dir else None)
-            weights = [name for name in shards if name != SINGLE]
-            if SINGLE not in shards:
-                total = sum(tensor.nbytes for tensor in tensors.values())
-                index = {
-                    "metadata": {"total_size": total},
-                    "weight_map": {tensor: shard for shard, members in shards.items() for tensor in members},
-                }
-                (stage / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-            switch = [SINGLE] if SINGLE in shards else [INDEX]
             with locked(directory):
                 recover_all(directory)
-                gone = [name for name in _old_files(directory) if name not in shards]
-                first = [SINGLE] if SINGLE not in shards and (directory / SINGLE).exists() else []
-                stale = [name for name in gone if name not in first and not (name == INDEX and INDEX in switch)]
-                commit(directory, stage, [*weights, *names, *switch], stale, first)
+                _switch(directory, stage, shards, names)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise CheckpointError(f"{directory}: the disk is full; nothing was changed. Free some space") from error
-        raise
+        what = "the disk is full" if error.errno in FULL else f"cannot be saved into: {error}"
+        raise CheckpointError(f"{directory}: {what}; nothing was changed. Free some space or save elsewhere") from error
     finally:
-        if created and not any(directory.iterdir()):
-            directory.rmdir()
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only if nothing was saved into it
+
+
+def _make_directory(directory: Path) -> list[Path]:
+    """Make a directory and return those that were made for it, innermost first."""
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be made: {error}; save elsewhere") from error
+    return made
+
+
+def _switch(directory: Path, stage: Path, shards: Mapping[str, Mapping[str, _Tensor]], names: list[str]) -> None:
+    """Commit what is staged: shards, the small files, and last the one file by which a reader sees the weights."""
+    if SINGLE not in shards:
+        shards = _write_index(directory, stage, shards)
+    weights = [name for name in shards if name != SINGLE]
+    switch = SINGLE if SINGLE in shards else INDEX
+    first = [SINGLE] if switch == INDEX and (directory / SINGLE).exists() else []
+    stale = [name for name in _old_files(directory) if name not in (*shards, *first, switch)]
+    commit(directory, stage, [*weights, *names, switch], stale, first)
+
+
+def _write_index(
+    directory: Path, stage: Path, shards: Mapping[str, Mapping[str, _Tensor]]
+) -> Mapping[str, Mapping[str, _Tensor]]:
+    """Stage the index; return the shards under the names they will have, none of which is in use."""
+    if any((directory / name).exists() for name in shards):
+        # Shards must not overwrite those of the model they replace before the index does.
+        tag = uuid.uuid4().hex[:8]
+        fresh = {name: name.replace("model-", f"model-{tag}-") for name in shards}
+        for name, new in fresh.items():
+            (stage / name).rename(stage / new)
+        shards = {fresh[name]: members for name, members in shards.items()}
+    total = sum(tensor.nbytes for members in shards.values() for tensor in members.values())
+    weight_map = {tensor: shard for shard, members in shards.items() for tensor in members}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (stage / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return shards
 
 
 def recover_all(directory: Path) -> None:
@@ -206,11 +232,11 @@ def _differs(file: Path, content: bytes) -> bool:
 
 
 def _old_files(directory: Path) -> list[str]:
-    """Return the weight files of the model that `directory` holds now."""
+    """Return the weight files of the model that `directory` holds now; never one that a link leads out to."""
     old = [SINGLE] if (directory / SINGLE).exists() else []
     if (directory / INDEX).is_file():
-        try:
-            old += [INDEX, *sorted(set(read_index(directory / INDEX, ".safetensors").values()))]
-        except CheckpointError:
-            old.append(INDEX)  # a broken index names nothing we could trust
+        old.append(INDEX)
+        with contextlib.suppress(CheckpointError):  # a broken index names nothing we could trust
+            shards = sorted(set(read_index(directory / INDEX, ".safetensors").values()))
+            old += [name for name in shards if (directory / name).parent.resolve() == directory.resolve()]
     return old

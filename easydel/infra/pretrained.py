@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 from huggingface_hub.errors import StrictDataclassError
 
-from easydel.errors import CheckpointError
+from easydel.errors import CheckpointError, UnsupportedError
 from easydel.hub.abstract import shape_rngs
+from easydel.hub.fields import check_config, check_content, check_depth
 from easydel.hub.load import load_module
-from easydel.hub.resolve import checkpoint_table
-from easydel.hub.safetensors import unique_json
+from easydel.hub.report import short
+from easydel.hub.resolve import checkpoint_table, read_limited
+from easydel.hub.safetensors import TensorEntry, unique_json
 from easydel.infra import placing
 from easydel.infra.construct import config_class_of, construct
 from easydel.infra.registry import get_config_class
@@ -34,10 +36,7 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, not JSON, or holds something else.
     """
-    try:
-        content = unique_json(file.read_bytes(), str(file))
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror}); a checkpoint needs {file.name}") from error
+    content = unique_json(read_limited(file), str(file))
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got {type(content).__name__}")
     return content
@@ -62,19 +61,26 @@ def load_config(directory: Path, config_class: Any, overrides: Mapping[str, Any]
     if config_class is None:
         if not isinstance(model_type, str) or not model_type:
             raise CheckpointError(f"{file}: has no model_type, so the model's class cannot be chosen; name the class")
-        config_class = get_config_class(model_type)
+        try:
+            config_class = get_config_class(model_type)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{file}: {error}") from None
     expected = getattr(config_class, "model_type", "")
     if model_type and expected and model_type != expected:
         raise CheckpointError(
-            f"{file}: is for model_type {model_type!r}, but {config_class.__name__} is for {expected!r}; use "
-            f"the class of {model_type!r}, or an Auto class"
+            f"{file}: is for model_type {short(model_type)}, which is not supported by {config_class.__name__} "
+            f"(for {expected!r}); use the class of that model_type, or an Auto class"
         )
+    check_content(content, file, overrides)
     try:
         config, unused = config_class.from_dict(content, return_unused_kwargs=True, **overrides)
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise CheckpointError(f"{file}: {config_class.__name__} does not accept it: {error}") from error
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, StrictDataclassError) as error:
+        raise CheckpointError(
+            f"{file}: {config_class.__name__} does not accept it: {error!s:.500}; correct the file or fetch it again"
+        ) from error
     if unused:
         raise TypeError(f"{config_class.__name__} has no field {', '.join(map(repr, unused))}")
+    check_config(config, file)
     config.source_directory = str(directory)
     return config
 
@@ -96,14 +102,19 @@ def load_pretrained(
     progress: bool,
 ) -> Any:
     """Build a `cls` from the checkpoint in `directory`; see `EasyBridgeMixin.from_pretrained`."""
-    if config is None:
+    own = config is None  # from here on the file answers for what the config says
+    if own:
         config = load_config(directory, config_class_of(cls), overrides)
     elif overrides:
         raise TypeError(f"give either config= or its fields, got both ({', '.join(overrides)})")
     param_dtype = dtype if param_dtype is None else param_dtype
-    compute = dtype or param_dtype or checkpoint_dtype(directory)
+    settings = read_json(directory / GENERATION) if (directory / GENERATION).is_file() else None
+    table = checkpoint_table(directory)
+    if own:
+        check_depth(config, len(table), directory / CONFIG)
+    compute = dtype or param_dtype or checkpoint_dtype(table)
     placed_on: jax.sharding.Mesh = config.mesh if mesh is None and shard else mesh  # type: ignore[assignment]
-    key = jax.random.key(0) if rngs is None else rngs()
+    key = None if rngs is None else rngs()
 
     def build(streams: nnx.Rngs | None = None) -> Any:
         return construct(
@@ -112,8 +123,18 @@ def load_pretrained(
             dtype=compute,
             param_dtype=param_dtype or compute,
             precision=precision,
-            rngs=nnx.Rngs(key) if streams is None else streams,
+            rngs=nnx.Rngs(0 if key is None else key) if streams is None else streams,
         )
+
+    def build_shapes() -> Any:
+        try:
+            return build(shape_rngs())
+        except (ValueError, ArithmeticError) as error:
+            if not own:
+                raise
+            if isinstance(error, UnsupportedError):
+                raise UnsupportedError(f"{directory / CONFIG}: {error}") from error
+            raise CheckpointError(f"{directory / CONFIG}: {cls.__name__} cannot be built from it: {error}") from error
 
     def shardings(module: Any) -> Mapping[str, Any]:
         rules = placing.rules_in_force(module) if partition_rules is None else partition_rules
@@ -126,19 +147,20 @@ def load_pretrained(
         shardings=shardings if shard else None,
         allow_new=allow_new,
         progress=progress,
-        build_shapes=lambda: build(shape_rngs()),
+        build_shapes=build_shapes,
+        table=table,
     )
     if shard:
         model._mark_sharded(placed_on)
-    if (directory / GENERATION).is_file():
-        model.generation_settings = json.dumps(read_json(directory / GENERATION), sort_keys=True)
+    if settings is not None:
+        model.generation_settings = json.dumps(settings, sort_keys=True)
     return model
 
 
-def checkpoint_dtype(directory: Path) -> jnp.dtype:
+def checkpoint_dtype(table: Mapping[str, TensorEntry]) -> jnp.dtype:
     """Return the float type that holds most of a checkpoint's bytes, if one can compute in it; else float32."""
     sizes: dict[str, int] = {}
-    for entry in checkpoint_table(directory).values():
+    for entry in table.values():
         if jnp.issubdtype(entry.dtype, jnp.floating):
             sizes[str(entry.dtype)] = sizes.get(str(entry.dtype), 0) + entry.nbytes
     common = max(sizes, key=lambda name: sizes[name], default="float32")

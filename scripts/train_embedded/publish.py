@@ -18,7 +18,15 @@ CARD = Path(__file__).with_name("card.md")
 
 
 def publish(run: Run, state: EasyDeLState, validation: list[Document], folder: Path) -> None:
-    """Save the model in bfloat16, measure it *as saved*, and write its card."""
+    """Save the model in bfloat16, measure it *as saved*, and write its card.
+
+    Raises:
+        ValueError: the run is not finished; its card would not be true.
+    """
+    if int(state.step) != run.recipe.steps:
+        raise ValueError(
+            f"the run has done {int(state.step)} of {run.recipe.steps} steps; finish it, or pass its --steps"
+        )
     state.model.to_dtype(jnp.bfloat16).save_pretrained(folder)
     excerpt = next(document for document in validation if document.name == EXCERPT)
     (folder / "validation.txt").write_text(excerpt.text, encoding="utf-8")

@@ -44,8 +44,15 @@ def define_inside_a_function_with_string_annotations():
 class PartlyResolvable(EvaluatedModel):
     """Another annotation names something only a type checker sees; the config's own can be resolved."""
 
-    def __init__(self, config: EvaluatedConfig, dtype: OnlyForTypeCheckers = jnp.float32, rngs: nnx.Rngs = None):  # noqa: F821
-        super().__init__(config, dtype, rngs=rngs)
+    def __init__(
+        self,
+        config: EvaluatedConfig,
+        dtype: OnlyForTypeCheckers = jnp.float32,  # noqa: F821
+        param_dtype=jnp.float32,
+        precision=None,
+        rngs: nnx.Rngs = None,
+    ):
+        super().__init__(config, dtype, param_dtype, precision, rngs)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,133 @@
+"""What `generate` is asked to do: keywords over the file over defaults, and nothing ignored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+
+import easydel
+from easydel.generation import GenerationOptions, resolve_options
+from tests.generation.tiny import llama
+
+NOTHING = SimpleNamespace()
+
+
+def resolve(given: dict[str, Any], stored: dict[str, Any] | None = None, config: Any = NOTHING) -> GenerationOptions:
+    return resolve_options(given, stored or {}, config, prompt_length=5)
+
+
+def test_defaults() -> None:
+    assert resolve({}) == GenerationOptions(max_new_tokens=20)
+
+
+def test_keywords_go_over_the_file_and_the_file_over_the_config() -> None:
+    config = SimpleNamespace(eos_token_id=1, pad_token_id=2)
+    stored = {"temperature": 0.5, "do_sample": True, "eos_token_id": [3, 4], "max_new_tokens": 7}
+    assert resolve({}, {}, config).eos_token_ids == (1,)
+    got = resolve({}, stored, config)
+    assert (got.temperature, got.do_sample, got.eos_token_ids, got.pad_token_id) == (0.5, True, (3, 4), 2)
+    got = resolve({"temperature": 0.9, "max_new_tokens": 3, "eos_token_id": 9}, stored, config)
+    assert (got.temperature, got.max_new_tokens, got.eos_token_ids) == (0.9, 3, (9,))
+    assert not resolve({"do_sample": False}, stored).do_sample
+    assert resolve({"temperature": None}, stored).temperature == 0.5, "None means not given"
+
+
+@pytest.mark.parametrize("knob", [{"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.9}])
+def test_a_sampling_knob_means_sampling(knob: dict[str, Any]) -> None:
+    assert resolve(knob).do_sample
+    assert not resolve(knob | {"do_sample": False}).do_sample
+    assert not resolve({}, knob).do_sample, "a file says do_sample itself"
+
+
+def test_lengths() -> None:
+    assert resolve({"max_length": 12}).max_new_tokens == 7
+    assert resolve({}, {"max_length": 12}).max_new_tokens == 7
+    assert resolve({"max_new_tokens": 2}, {"max_length": 12}).max_new_tokens == 2
+    with pytest.raises(ValueError, match="max_length=5 leaves no room"):
+        resolve({"max_length": 5})
+
+
+def test_the_padding_token_follows_the_end_of_text() -> None:
+    assert resolve({"eos_token_id": [6, 7]}).pad_token_id == 6
+    assert resolve({"eos_token_id": 6, "pad_token_id": 0}).pad_token_id == 0
+
+
+def test_top_k_of_zero_is_off() -> None:
+    assert resolve({"top_k": 0}).top_k is None
+    assert resolve({"top_k": 0}, {"top_k": 50}).top_k is None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": 0.0},
+        {"temperature": -1.0},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"max_new_tokens": 0},
+        {"max_new_tokens": 4, "min_new_tokens": 5},
+        {"min_new_tokens": -1},
+    ],
+)
+def test_values_out_of_range_raise_by_name(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=list(bad)[-1]):
+        resolve(bad)
+
+
+UNSUPPORTED = [("num_beams", 4), ("repetition_penalty", 1.2), ("no_repeat_ngram_size", 3), ("min_p", 0.1), ("typo_p", 1)]
+
+
+@pytest.mark.parametrize(("name", "value"), UNSUPPORTED)
+def test_what_is_not_offered_raises_by_name(name: str, value: Any) -> None:
+    with pytest.raises(easydel.UnsupportedError, match=f"{name}={value}.*not supported"):
+        llama().generate(np.ones((1, 3), int), **{name: value})
+    with pytest.raises(easydel.UnsupportedError, match=f"{name}={value}.*generation_config.json"):
+        resolve({}, {name: value})
+
+
+def test_neutral_values_pass() -> None:
+    assert resolve({"num_beams": 1, "repetition_penalty": 1.0}) == resolve({})
+    everything = transformers.GenerationConfig().to_dict()
+    assert resolve({}, everything) == resolve({}), "transformers' own defaults ask for nothing"
+
+
+def test_an_option_of_the_file_can_be_overridden() -> None:
+    assert resolve({"num_beams": 1}, {"num_beams": 4}) == resolve({})
+
+
+def test_the_file_is_read(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path)
+    file = tmp_path / "generation_config.json"
+    stored = json.loads(file.read_text()) | {"max_new_tokens": 3}
+    file.write_text(json.dumps(stored))
+    model = easydel.LlamaForCausalLM.from_pretrained(tmp_path)
+    assert model.generate(np.ones((1, 4), int)).sequences.shape == (1, 7)
+    file.write_text(json.dumps(stored | {"num_beams": 3}))
+    model = easydel.LlamaForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(easydel.UnsupportedError, match=r"num_beams=3 \(from generation_config.json\)"):
+        model.generate(np.ones((1, 4), int))
+    assert model.generate(np.ones((1, 4), int), num_beams=1).sequences.shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "match"),
+    [
+        (np.ones((3,), int), None, "input_ids"),
+        (np.ones((1, 0), int), None, "not empty"),
+        (np.ones((1, 3), float), None, "integers"),
+        (np.full((1, 3), 24), None, r"\[0, 24\)"),
+        (np.full((1, 3), -1), None, r"\[0, 24\)"),
+        (np.ones((1, 3), int), np.ones((1, 2)), "attention_mask"),
+        (np.ones((2, 3), int), np.array([[1, 1, 1], [0, 0, 0]]), "row 1"),
+    ],
+)
+def test_prompts_that_do_not_fit_raise(ids: Any, mask: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        llama().generate(ids, attention_mask=mask)
