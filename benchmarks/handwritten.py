@@ -117,10 +117,15 @@ def hidden_states(
     return rms_norm(x, params["norm"], c.epsilon), new
 
 
+def head(params: Params, hidden: jax.Array) -> jax.Array:
+    """Map hidden states `[..., hidden]` to logits by the tied embedding, without a transposed copy of it."""
+    return jnp.einsum("...h,vh->...v", hidden, params["embed"])
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def all_logits(params: Params, ids: jax.Array, c: Config) -> jax.Array:
     """Return logits `[batch, seq, vocab]`."""
-    return hidden_states(params, ids, c)[0] @ params["embed"].T
+    return head(params, hidden_states(params, ids, c)[0])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -134,7 +139,7 @@ def empty_cache(layers: int, batch: int, length: int, c: Config, like: jax.Array
 def prefill(params: Params, ids: jax.Array, cache: Cache, c: Config) -> tuple[jax.Array, Cache]:
     """Run the prompt; return the first new token of each row and the cache."""
     hidden, cache = hidden_states(params, ids, c, cache)
-    return (hidden[:, -1] @ params["embed"].T).argmax(-1).astype(jnp.int32), cache
+    return head(params, hidden[:, -1]).argmax(-1).astype(jnp.int32), cache
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5), donate_argnums=2)
@@ -146,7 +151,7 @@ def decode(
     def step(number: jax.Array, carry: Any) -> Any:
         token, cache, made = carry
         hidden, cache = hidden_states(params, token[:, None], c, cache, index + number)
-        token = (hidden[:, -1] @ params["embed"].T).argmax(-1).astype(jnp.int32)
+        token = head(params, hidden[:, -1]).argmax(-1).astype(jnp.int32)
         return token, cache, made.at[:, number].set(token)
 
     made = jnp.zeros((token.shape[0], count), jnp.int32)
@@ -171,7 +176,7 @@ def train_step(params: Params, state: Any, ids: jax.Array, c: Config) -> tuple[P
     """Update the parameters once by AdamW on the next-token cross-entropy."""
 
     def loss_of(params: Params) -> jax.Array:
-        logits = hidden_states(params, ids, c)[0] @ params["embed"].T
+        logits = head(params, hidden_states(params, ids, c)[0])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1].astype(jnp.float32), ids[:, 1:])
         return losses.mean()
 

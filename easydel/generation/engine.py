@@ -46,7 +46,8 @@ def _prepare(
     model: Any, input_ids: Any, attention_mask: Any, options: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray, GenerationOptions]:
     ids, mask = check_prompt(input_ids, attention_mask, getattr(model.config, "vocab_size", None))
-    stored = model.generation_config.to_diff_dict() if model.generation_config is not None else {}
+    defaults = options.pop("generation_config", None) or model.generation_config
+    stored = {} if defaults is None else defaults.to_diff_dict()
     return ids, mask, resolve_options(options, stored, model.config, ids.shape[1])
 
 

@@ -39,32 +39,51 @@ def download_snapshot(name: str, subfolder: str, **options: Any) -> Path:
 
 def _fetch(name: str, patterns: Sequence[str], options: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns), **options))
     except HFValidationError as error:
         raise CheckpointError(f"{name!r} is neither a directory here nor a valid Hub id ({error})") from error
-    except GatedRepoError as error:
-        raise CheckpointError(f"Hub repository {name!r} is gated: accept its terms and pass token=") from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
+    except (HfHubHTTPError, transport_error(), OSError, ValueError) as error:
+        raise CheckpointError(_explain(name, error, options)) from error
+
+
+def transport_error() -> type[Exception]:
+    """Return the base class of what the Hub's HTTP library raises (httpx or httpx2, whichever the client uses)."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__mro__[1]
+
+
+def status_of(error: Exception) -> int | None:
+    """Return the HTTP status that an error of the Hub's client carries, if any."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _explain(name: str, error: Exception, options: dict[str, Any]) -> str:
+    """Return what went wrong with a download, and the cure."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, GatedRepoError):
+        return f"Hub repository {name!r} is gated: accept its terms on its page and pass token="
+    if isinstance(error, RepositoryNotFoundError):
+        return (
             f"{name!r} is neither a directory here ({os.getcwd()}) nor a repository on the Hub that this token "
             "may see; check the spelling, or pass token= for a private one"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(f"Hub repository {name!r} has no revision {options.get('revision')!r}") from error
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{name!r} is not a directory here, not in the Hub cache, and could not be downloaded "
-            f"(local_files_only={options.get('local_files_only')}): {error}"
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise CheckpointError(f"downloading {name!r} from the Hub failed: {error}") from error
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"Hub repository {name!r} has no revision {options.get('revision')!r}; see its branches and tags there"
+    if status_of(error) in (401, 403):
+        return f"the Hub refuses this token for {name!r}; log in again, or pass a valid token= (or token=False)"
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
+            f"{name!r} is not a directory here, not (wholly) in the Hub cache, and could not be downloaded "
+            f"(local_files_only={options.get('local_files_only')}): {error}; go online once, or check the connection"
+        )
+    return f"downloading {name!r} from the Hub failed: {error}; what has arrived is kept, so try again"

@@ -6,6 +6,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from easydel.errors import CheckpointError
+from easydel.hub.download import status_of, transport_error
+
 # Weights of an earlier upload that this one does not overwrite: an old `model.safetensors` would win over new shards.
 STALE = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 
@@ -37,21 +40,39 @@ def push_to_hub(
         The URL of the commit (or of the pull request).
 
     Raises:
-        huggingface_hub.errors.HfHubHTTPError: the Hub refused; nothing was committed.
+        CheckpointError: the Hub refused or cannot be reached; nothing was committed.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
 
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory(prefix="easydel-push-") as folder:
-        write(Path(folder))  # first, so that a model that cannot be saved leaves no empty repository behind
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        readme = Path(folder, "README.md")
-        if card is not None and not readme.exists() and not api.file_exists(repo_id, "README.md", revision=revision):
-            readme.write_text(card)
-        info = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, commit_message=commit_message, revision=revision,
-            create_pr=create_pr, delete_patterns=list(STALE),
-        )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="easydel-push-") as name:
+        folder = Path(name)
+        write(folder)  # first, so that a model that cannot be saved leaves no empty repository behind
+        try:
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None and not create_pr:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            readme = folder / "README.md"
+            if (
+                card is not None
+                and not readme.exists()
+                and not api.file_exists(repo_id, readme.name, revision=revision)
+            ):
+                readme.write_text(card)
+            info = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message=commit_message, revision=revision,
+                create_pr=create_pr, delete_patterns=list(STALE),
+            )  # fmt: skip
+        except HFValidationError as error:
+            raise CheckpointError(f"{repo_id!r} is not a valid Hub id such as 'user/name': {error}") from error
+        except (transport_error(), OSError, ValueError) as error:
+            raise CheckpointError(_explain(repo_id, error)) from error
     return str(info.pr_url or info.commit_url)
+
+
+def _explain(repo_id: str, error: Exception) -> str:
+    refused = f"uploading to {repo_id!r} failed, nothing was committed: {error}"
+    if status_of(error) in (401, 403):
+        return f"{refused}. Log in (`hf auth login`) or pass a token= that may write there"
+    return f"{refused}. Check the connection and try again"

@@ -63,6 +63,5 @@ def card_text(run: Run, whole: Perplexity, part: Perplexity, validation: list[Do
         peak_rate=recipe.peak_rate,
         warmup=recipe.warmup_steps,
         falling=round(100 * recipe.falling_share),
-        plain_steps=recipe.steps,
         minutes=f"{run.seconds / 60:.0f}",
     )

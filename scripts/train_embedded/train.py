@@ -28,7 +28,7 @@ CONTEXT = 512
 class Recipe:
     """What is trained how; the tokens of a step stay the same when the windows grow."""
 
-    steps: int = 6000
+    steps: int = 4500
     tokens_per_step: int = 1024
     length: int = 256
     long_length: int = CONTEXT

@@ -11,6 +11,7 @@ import types
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import pytest
 import yaml
 
@@ -69,6 +70,7 @@ RUNNABLE = [page for page in PAGES if any(not block.skipped for block in blocks(
 def test_blocks_run_and_print_what_the_page_says(page, tmp_path, monkeypatch):
     """In order, in one namespace and an empty working directory."""
     monkeypatch.chdir(tmp_path)
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling is nearly all of the time
     scope = types.ModuleType(f"docs_page_{page.stem}")  # a real module: classes look up their annotations in it
     monkeypatch.setitem(sys.modules, scope.__name__, scope)
     try:
@@ -83,6 +85,7 @@ def test_blocks_run_and_print_what_the_page_says(page, tmp_path, monkeypatch):
                 same = doctest.OutputChecker().check_output(block.output, got, options)
                 assert same, f"{name(page)}:{block.line} prints\n{got}\nbut the page says\n{block.output}"
     finally:
+        jax.config.update("jax_disable_most_optimizations", False)
         forget(scope.__name__)
 
 

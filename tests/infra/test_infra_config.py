@@ -162,7 +162,11 @@ def test_runtime_settings_never_reach_the_file(cls, tmp_path):
 
 
 def test_transformers_loads_our_config_and_we_theirs(tmp_path):
-    fields = {"hidden_size": 24, "num_attention_heads": 3, "rope_parameters": {"rope_type": "default", "rope_theta": 5e4}}
+    fields = {
+        "hidden_size": 24,
+        "num_attention_heads": 3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
+    }
     LlamaConfig(**fields, attn_mechanism="vanilla").save_pretrained(tmp_path / "ours")
     theirs = transformers.AutoConfig.from_pretrained(tmp_path / "ours")
     assert type(theirs) is transformers.LlamaConfig

@@ -11,7 +11,13 @@ from flax import nnx
 from easydel import EasyDeLBaseConfig, EasyDeLBaseModule, LlamaConfig, LlamaForCausalLM
 from easydel.infra.flops import count_matmul_flops
 
-SHAPE = {"vocab_size": 1024, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPE = {
+    "vocab_size": 1024,
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
 def llama_by_hand(c, batch, seq) -> int:
@@ -63,7 +69,11 @@ CASES = {
     "matmul": (lambda a, b: a @ b, [(3, 5), (5, 7)], 2 * 3 * 5 * 7),
     "batched": (lambda a, b: jnp.einsum("bij,bjk->bik", a, b), [(4, 3, 5), (4, 5, 7)], 4 * 2 * 3 * 5 * 7),
     "elementwise": (lambda a: jnp.exp(a) + a, [(8, 8)], 0),
-    "scan": (lambda a, b: jax.lax.scan(lambda c, _: (c @ b, None), a, None, length=6)[0], [(3, 5), (5, 5)], 6 * 2 * 3 * 25),
+    "scan": (
+        lambda a, b: jax.lax.scan(lambda c, _: (c @ b, None), a, None, length=6)[0],
+        [(3, 5), (5, 5)],
+        6 * 2 * 3 * 25,
+    ),
     "cond": (lambda a, b: jax.lax.cond(a.sum() > 0, lambda: a @ b, lambda: a), [(3, 3), (3, 3)], 54),
     "jit_and_remat": (lambda a, b: jax.jit(jax.checkpoint(lambda x: x @ b))(a), [(3, 5), (5, 7)], 210),
     "custom_gradient": (lambda a: jax.nn.relu(a @ a), [(3, 3)], 54),

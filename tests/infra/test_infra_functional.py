@@ -89,7 +89,12 @@ def test_layer_10_stays_behind_layer_2(deep, rebuild):
 
 def test_twelve_llama_layers_keep_their_order():
     config = LlamaConfig(
-        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=12, num_attention_heads=2, initializer_range=0.5
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=12,
+        num_attention_heads=2,
+        initializer_range=0.5,
     )
     model = LlamaForCausalLM(config, rngs=nnx.Rngs(0))
     expected = jax.jit(lambda ids: model(ids).logits)(IDS)

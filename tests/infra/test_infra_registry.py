@@ -62,7 +62,9 @@ def test_user_classes_register_as_ours_do(tmp_path):
     assert type(loaded) is module_class
     assert type(AutoEasyDeLConfig.from_pretrained(tmp_path)) is type(loaded.config) is config_class
     assert loaded.config.vocab_size == 24
-    with pytest.raises(UnsupportedError, match=r"task 'sequence-classification' of model_type 'house' is not supported.*causal-lm"):
+    with pytest.raises(
+        UnsupportedError, match=r"task 'sequence-classification' of model_type 'house' is not supported.*causal-lm"
+    ):
         AutoEasyDeLModelForSequenceClassification.from_pretrained(tmp_path)
 
 
@@ -124,7 +126,9 @@ def test_registrations_that_make_no_sense_raise(register, message):
 @pytest.mark.parametrize("auto", [AutoEasyDeLModelForCausalLM, AutoEasyDeLModel, AutoEasyDeLConfig])
 def test_an_unknown_model_type_is_named_with_the_known_ones(auto, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "lama"}))
-    with pytest.raises(UnsupportedError, match=r"model_type 'lama' is not supported .did you mean 'llama'.*known: .*llama"):
+    with pytest.raises(
+        UnsupportedError, match=r"model_type 'lama' is not supported .did you mean 'llama'.*known: .*llama"
+    ):
         auto.from_pretrained(tmp_path)
 
 

@@ -36,7 +36,9 @@ class Fixed(nnx.Module):
 
 
 class Model(EasyDeLBaseModule):
-    def __init__(self, config: Config, dtype=jnp.float32, param_dtype=jnp.float32, precision=None, rngs=None, extra=None):
+    def __init__(
+        self, config: Config, dtype=jnp.float32, param_dtype=jnp.float32, precision=None, rngs=None, extra=None
+    ):
         super().__init__(config, dtype, param_dtype, precision, rngs)
         self.embed = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs)
         self.head = nnx.Linear(config.hidden_size, config.vocab_size, rngs=rngs)
@@ -143,7 +145,11 @@ def test_integers_keep_their_type(model):
 
 
 INPUTS = {
-    "unknown": ({"input_ids": IDS, "atention_mask": IDS}, TypeError, "takes no 'atention_mask' .did you mean 'attention_mask'"),
+    "unknown": (
+        {"input_ids": IDS, "atention_mask": IDS},
+        TypeError,
+        "takes no 'atention_mask' .did you mean 'attention_mask'",
+    ),
     "static_array": ({"input_ids": IDS, "scale": jnp.ones(())}, TypeError, "'scale' is a static argument"),
     "unhashable_static": ({"input_ids": IDS, "scale": []}, TypeError, "unhashable"),
     "vocabulary": ({"input_ids": [[1, 12]]}, ValueError, r"token ids must lie in \[0, 12\), got \[1, 12\]"),

@@ -25,7 +25,7 @@ def reference(q: Any, k: Any, v: Any, visible: np.ndarray, scale: float, softcap
         for h in range(q.shape[2]):
             products = q[b, :, h] @ k[b, :, h // group].T * scale
             products = products if softcap is None else softcap * np.tanh(products / softcap)
-            products = np.where(visible[b], products, -np.inf)
+            products = np.where(visible[b], products, -1e300)
             powers = np.exp(products - products.max(axis=-1, keepdims=True))
             weights[b, h] = powers / powers.sum(axis=-1, keepdims=True)
             out[b, :, h] = weights[b, h] @ v[b, :, h // group]
@@ -67,10 +67,9 @@ def mask_and_visible(case: str, queries: int, keys: int) -> tuple[AttentionMask,
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("mechanism", ["vanilla", "sdpa", "blockwise", "auto"])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 1)])
-def test_equals_the_reference(mechanism: str, case: str, heads: int, kv_heads: int) -> None:
+def test_equals_the_reference(mechanism: str, case: str) -> None:
     queries, keys = (5, 24) if "cache" in case else (23, 23)
-    q, k, v = inputs(queries, keys, heads, kv_heads)
+    q, k, v = inputs(queries, keys, heads=6, kv_heads=2)
     mask, visible = mask_and_visible(case, queries, keys)
     run = jax.jit(lambda *a: attend(*a, mechanism=mechanism, scale=0.3, block_size=4)[0])
     want, _ = reference(q, k, v, visible, 0.3, None)

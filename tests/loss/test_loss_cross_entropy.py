@@ -17,7 +17,7 @@ LABELS[0, 1] = LABELS[1, 4:] = -100
 
 
 def reference(logits, labels, smoothing=0.0, z=0.0, reduction="mean", ignore=-100):
-    """Return loss, z-loss and accuracy, in float64 and by the definition: expected log-probability under soft targets."""
+    """Return loss, z-loss and accuracy in float64, by the definition: cross-entropy with soft targets."""
     logits = np.asarray(logits, np.float64).reshape(-1, logits.shape[-1])
     labels = np.asarray(labels).reshape(-1)
     logits, labels = logits[labels != ignore], labels[labels != ignore]

@@ -133,7 +133,9 @@ class Odd(EasyDeLBaseModule):
 
 def test_full_sharding_warns_once_of_what_stays_whole():
     model = Odd(OddConfig(), rngs=nnx.Rngs(0))
-    with pytest.warns(UserWarning, match=r"2 parameter\(s\) have no dimension divisible by 8 .*norm/bias, norm/scale") as caught:
+    with pytest.warns(
+        UserWarning, match=r"2 parameter\(s\) have no dimension divisible by 8 .*norm/bias, norm/scale"
+    ) as caught:
         model.fully_shard()
     assert len(caught) == 1
     held = flatten(model.params)
@@ -143,7 +145,9 @@ def test_full_sharding_warns_once_of_what_stays_whole():
 
 def test_sharding_drops_axes_with_one_warning_or_raises():
     model = Odd(OddConfig(), rngs=nnx.Rngs(0))
-    with pytest.warns(UserWarning, match=r"1 mesh axis\(es\) dropped.*\n  embed/embedding: dimension 1 of size 9") as caught:
+    with pytest.warns(
+        UserWarning, match=r"1 mesh axis\(es\) dropped.*\n  embed/embedding: dimension 1 of size 9"
+    ) as caught:
         model.shard_model()
     assert len(caught) == 1
     with pytest.raises(ValueError, match="embed/embedding: dimension 1 of size 9"):

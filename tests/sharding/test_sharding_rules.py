@@ -15,7 +15,10 @@ from easydel.sharding import create_mesh, fit_spec, infer_rules, match_rules, na
 from easydel.sharding.mesh import resolve_axis_dims
 
 P = PartitionSpec
-SHAPES = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in {"a/kernel": (8, 6), "a/bias": (6,), "s": ()}.items()}
+SHAPES = {
+    name: jax.ShapeDtypeStruct(shape, np.float32)
+    for name, shape in {"a/kernel": (8, 6), "a/bias": (6,), "s": ()}.items()
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,10 @@ def test_patterns_are_searched_not_matched():
 
 BAD_RULES = {
     "no_match": ([("kernel", P())], r"a/bias \(6,\): no rule matches; add one"),
-    "too_long": ([("bias", P("fsdp", "tp")), (".*", P())], r"(?s)a/bias \(6,\): rule 'bias' gives .*longer than .* 1 dim"),
+    "too_long": (
+        [("bias", P("fsdp", "tp")), (".*", P())],
+        r"(?s)a/bias \(6,\): rule 'bias' gives .*longer than .* 1 dim",
+    ),
     "regex": ([("a/(kernel", P())], r"'a/\(kernel'.*not a regular expression"),
     "no_pair": (["kernel"], "expected a .regex, PartitionSpec. pair"),
     "no_spec": ([("kernel", ("fsdp", None))], "expected a PartitionSpec, got tuple"),
@@ -150,7 +156,15 @@ def test_meshes_are_automatic_built_once_and_freely_named():
 
 @pytest.mark.parametrize(
     ("shape", "spec"),
-    [((8, 16), P(None, "*")), ((16, 8), P("*")), ((24, 7), P("*")), ((100, 8), P(None, "*")), ((7, 9), None), ((), None), ((0, 3), None)],
+    [
+        ((8, 16), P(None, "*")),
+        ((16, 8), P("*")),
+        ((24, 7), P("*")),
+        ((100, 8), P(None, "*")),
+        ((7, 9), None),
+        ((), None),
+        ((0, 3), None),
+    ],
 )
 def test_full_sharding_takes_the_largest_divisible_dimension(mesh, shape, spec):
     everything = tuple(mesh.axis_names)
@@ -167,6 +181,12 @@ def test_rules_are_inferred_from_plain_layers():
             self.conv = nnx.Conv(4, 4, (3,), rngs=rngs)
 
     net = Net(nnx.Rngs(0))
-    shapes = {"embed/embedding": (8, 4), "blocks/0/kernel": (4, 4), "blocks/0/bias": (4,), "norm/scale": (4,), "conv/kernel": (3, 4, 4)}
+    shapes = {
+        "embed/embedding": (8, 4),
+        "blocks/0/kernel": (4, 4),
+        "blocks/0/bias": (4,),
+        "norm/scale": (4,),
+        "conv/kernel": (3, 4, 4),
+    }
     made = match_rules(infer_rules(net), {k: jax.ShapeDtypeStruct(v, np.float32) for k, v in shapes.items()})
     assert [*made.values()] == [P("tp", "fsdp"), P("fsdp", "tp"), P(), P(), P(None, "fsdp", "tp")]

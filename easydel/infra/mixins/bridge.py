@@ -156,6 +156,9 @@ class EasyBridgeMixin:
 
         Returns:
             The URL of the commit or pull request.
+
+        Raises:
+            CheckpointError: the Hub refused (wrong token, no such organisation) or cannot be reached.
         """
         from easydel.hub.card import model_card
         from easydel.hub.push import push_to_hub
