@@ -78,8 +78,9 @@ def main() -> None:
         results: list[Result] = []
         for name in options.phases:
             start = time.perf_counter()
-            results += PHASES[name](everybody, plan)
-            print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+            found = PHASES[name](everybody, plan)
+            results += found
+            print(f"{name}: {time.perf_counter() - start:.0f} s", *map(report.summary, found), sep="\n  ", flush=True)
         size = model_bytes(path)
     notes = [
         f"Medians (least-most) of {options.rounds} interleaved rounds; {shape.name}'s shape, random weights, "

@@ -51,6 +51,11 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
+def summary(result: Result) -> str:
+    """Return a quantity's medians in one line."""
+    return f"{result.title}, {result.unit}: " + ", ".join(f"{n} {number(result.median(n))}" for n in result.values)
+
+
 def rows(results: Sequence[Result], columns: Sequence[str], others: Sequence[str]) -> list[list[str]]:
     """Return the table: the header, then a row per quantity with medians (and ranges) and our ratios."""
     table = [["", *columns, *(f"{OURS} ÷ {name}" for name in others)]]

@@ -160,8 +160,8 @@ def read_plan(directory: Path, pending: Path) -> list[dict[str, Any]]:
     home = directory.resolve()
     for step in steps if isinstance(steps, list) else [None]:
         known = isinstance(step, dict) and set(step) == {"do", "name", "was"} and step["do"] in ("move", "remove")
-        name = step["name"] if known else None
-        plain = isinstance(name, str) and not {"..", ".", ""} & {*name.split("/")} and not {":", "\\"} & {*name}
+        name = step["name"] if known and isinstance(step["name"], str) else ""
+        plain = not {"..", ".", ""} & {*name.split("/")} and not {":", "\\"} & {*name}
         if not plain or not (directory / name).parent.resolve().is_relative_to(home):
             raise CheckpointError(
                 f"{plan}: is not the plan of a save ({short(step)}); nothing was moved. Delete {pending} to load what "

@@ -86,4 +86,4 @@ def _explain(name: str, error: Exception, options: dict[str, Any]) -> str:
             f"{name!r} is not a directory here, not (wholly) in the Hub cache, and could not be downloaded "
             f"(local_files_only={options.get('local_files_only')}): {error}; go online once, or check the connection"
         )
-    return f"downloading {name!r} from the Hub failed: {error}; what has arrived is kept, so try again"
+    return f"downloading {name!r} from the Hub failed: {error}; whole files that arrived are kept, so try again"

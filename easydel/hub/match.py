@@ -91,7 +91,7 @@ def _allowed(link: Link, patterns: Sequence[str]) -> bool:
 def _align_prefix(
     table: Mapping[str, TensorEntry], wanted: set[str], prefix: str
 ) -> tuple[Mapping[str, TensorEntry], list[str]]:
-    """Give the file's names the module's prefix, or take it away; return the renamed table and other heads' names."""
+    """Give the file's names the module's prefix, or take it away; return the renamed table and what no backbone has."""
     dot = f"{prefix}."
     if not prefix or not table:
         return table, []
@@ -101,7 +101,9 @@ def _align_prefix(
         names = {name: name if name in wanted or name.startswith(free) else dot + name for name in table}
         return {new: table[name] for name, new in names.items()}, []
     if theirs and not ours:
-        heads = [name for name in table if not name.startswith(dot) and name not in wanted]
+        # Who loads a backbone wants it without the usual heads; whatever else is left out is worth a word.
+        known = (dot, *OTHER_HEADS)
+        heads = [name for name in table if not name.startswith(known) and name not in wanted]
         inner = {name.removeprefix(dot): entry for name, entry in table.items() if name.startswith(dot)}
         if twice := sorted(inner.keys() & table.keys()):
             entry = table[twice[0]]

@@ -66,7 +66,7 @@ def push_to_hub(
             )  # fmt: skip
         except HFValidationError as error:
             raise CheckpointError(f"{repo_id!r} is not a valid Hub id such as 'user/name': {error}") from error
-        except (transport_error(), OSError, ValueError) as error:
+        except (transport_error(), OSError, ValueError, RuntimeError) as error:  # the last: a failed LFS transfer
             raise CheckpointError(_explain(repo_id, error)) from error
     return str(info.pr_url or info.commit_url)
 

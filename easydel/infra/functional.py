@@ -12,8 +12,11 @@ from easydel.paths import named_variables, split, to_state
 
 
 def bind(graphdef: Any, params: Any, other: Any) -> Any:
-    """Build a module from its definition, its parameters (nested dict or `nnx.State`) and its other state."""
-    return nnx.merge(graphdef, to_state(params), other)
+    """Build a module from its definition, its parameters (nested dict or `nnx.State`) and its other state.
+
+    The variables are the module's own: what it does to them (count random draws) does not show in `other`.
+    """
+    return nnx.merge(graphdef, to_state(params), other, copy=True)
 
 
 def pure_function(module: nnx.Module) -> Callable[..., Any]:

@@ -20,12 +20,21 @@ class Embed(nnx.Embed):
         num_embeddings: size of the vocabulary.
         features: size of a vector.
         precision: of the products with a tied head.
+        padding_idx: the id whose vector learns nothing from being looked up (as in torch; a tied head still trains it).
         **options: as in `nnx.Embed`.
     """
 
-    def __init__(self, num_embeddings: int, features: int, *, precision: Any = None, **options: Any) -> None:
+    def __init__(
+        self,
+        num_embeddings: int,
+        features: int,
+        *,
+        precision: Any = None,
+        padding_idx: int | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(num_embeddings, features, **options)
-        self.precision = precision
+        self.precision, self.padding_idx = precision, padding_idx
 
     def __call__(self, inputs: jax.Array, out_sharding: object = None) -> jax.Array:
         """Map token ids `[...]` to vectors `[..., features]`; an id outside the vocabulary gives NaN."""
@@ -34,7 +43,10 @@ class Embed(nnx.Embed):
         table = constrain(self.embedding.get_value(), "vocab", None)
         # A negative id would count from the end of the table.
         ids = jnp.where(inputs < 0, self.num_embeddings, inputs)
-        return jnp.take(table, ids, axis=0, mode="fill").astype(self.dtype)
+        vectors = jnp.take(table, ids, axis=0, mode="fill").astype(self.dtype)
+        if self.padding_idx is None:
+            return vectors
+        return jnp.where((ids == self.padding_idx)[..., None], jax.lax.stop_gradient(vectors), vectors)
 
     def attend(self, query: jax.Array, out_sharding: object = None) -> jax.Array:
         """Map `[..., features]` to logits `[..., vocab]`, for heads tied to the embedding."""

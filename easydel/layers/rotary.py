@@ -25,20 +25,29 @@ class RotaryEmbedding:
         parameters: `config.rope_parameters`: `rope_type`, `rope_theta` and what the type needs.
         head_dim: size of a head; `partial_rotary_factor` of it is rotated.
         max_position_embeddings: the longest sequence the unscaled frequencies were made for.
+        partial: whether the family heeds `partial_rotary_factor`. If not, heads are rotated whole, and a scaled
+            `rope_type` with a factor below one is refused.
 
     Raises:
-        UnsupportedError: an unknown `rope_type`.
+        UnsupportedError: an unknown `rope_type`, or a partial rotation that the family does not have.
         ValueError: a parameter that the type needs is missing.
     """
 
-    def __init__(self, parameters: Mapping[str, Any], *, head_dim: int, max_position_embeddings: int) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Any], *, head_dim: int, max_position_embeddings: int, partial: bool = True
+    ) -> None:
         settings = {key: value for key, value in parameters.items() if value is not None}
         self.rope_type = settings.get("rope_type", settings.get("type", "default"))
         if self.rope_type not in ROPE_TYPES:
             raise UnsupportedError(f"rope_type {self.rope_type!r} is not supported; known: {', '.join(ROPE_TYPES)}")
         if "rope_theta" not in settings:
             raise ValueError(f"rope_parameters lack 'rope_theta': got {dict(parameters)}")
-        self.dim = int(head_dim * settings.get("partial_rotary_factor", 1.0))
+        factor = settings.get("partial_rotary_factor", 1.0)
+        if not partial and factor != 1 and self.rope_type != "default":
+            raise UnsupportedError(
+                f"partial_rotary_factor={factor} with rope_type {self.rope_type!r} is not supported by this family"
+            )
+        self.dim = int(head_dim * factor) if partial else head_dim
         self.max_position_embeddings = max_position_embeddings
         # A tuple: the object is part of a module's static, hashable structure.
         self._items = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in settings.items()))

@@ -30,6 +30,7 @@ class Decoder(EasyDeLBaseModule):
     base_model_prefix: ClassVar[str] = "model"
     harmless_extras: ClassVar[tuple[str, ...]] = (r"rotary_emb\.inv_freq$",)
     norm_offset: ClassVar[float] = 0.0
+    partial_rotary: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Decoder(EasyDeLBaseModule):
             config.hidden_size,
             embedding_init=normal_init(config.initializer_range),
             precision=precision,
+            padding_idx=getattr(config, "pad_token_id", None),
             rngs=rngs,
             **dtypes,
         )
@@ -59,6 +61,7 @@ class Decoder(EasyDeLBaseModule):
             config.rope_parameters,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             max_position_embeddings=config.max_position_embeddings,
+            partial=self.partial_rotary,
         )
 
     def embed(self, input_ids: jax.Array) -> jax.Array:
@@ -73,8 +76,8 @@ class Decoder(EasyDeLBaseModule):
         inputs_embeds: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         cache: Cache | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> BaseModelOutput:
         """Run the backbone.
 
@@ -85,12 +88,16 @@ class Decoder(EasyDeLBaseModule):
             inputs_embeds: `[batch, seq, hidden]`, in place of `input_ids`.
             segment_ids: int32 `[batch, seq]`; tokens see only their own segment.
             cache: from `init_operations_cache`, or an earlier output.
-            output_hidden_states: also return the embeddings and each layer's output.
-            output_attentions: also return the attention weights.
+            output_hidden_states: also return the embeddings and each layer's output; `None`: as the config says.
+            output_attentions: also return the attention weights; `None`: as the config says.
 
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`, or shapes that do not fit.
         """
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.config.output_hidden_states)
+        if output_attentions is None:
+            output_attentions = bool(self.config.output_attentions)
         hidden = self._embedded(input_ids, inputs_embeds)
         batch, length = hidden.shape[:2]
         cache, mask, positions = place_tokens(attention_mask, segment_ids, cache, batch, length)

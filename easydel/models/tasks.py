@@ -87,8 +87,8 @@ class CausalLM(TaskModule):
         cache: Cache | None = None,
         labels: jax.Array | None = None,
         loss_config: Any = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> CausalLMOutput:
         """Run the model.
 
@@ -134,8 +134,8 @@ class SequenceClassifier(TaskModule):
         cache: Cache | None = None,
         labels: jax.Array | None = None,
         loss_config: Any = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> SequenceClassifierOutput:
         """Run the model.
 

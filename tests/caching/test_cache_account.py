@@ -70,7 +70,9 @@ def test_update_writes_at_the_index_and_changes_nothing_else() -> None:
 
 
 def test_the_cache_keeps_its_dtype() -> None:
-    layer = AttentionCache.create(1, 4, 1, 2, "bfloat16").update(np.ones((1, 1, 1, 2)), np.ones((1, 1, 1, 2)), np.int32(0))
+    layer = AttentionCache.create(1, 4, 1, 2, "bfloat16").update(
+        np.ones((1, 1, 1, 2)), np.ones((1, 1, 1, 2)), np.int32(0)
+    )
     assert str(layer.key.dtype) == str(layer.value.dtype) == "bfloat16"
 
 
@@ -79,7 +81,8 @@ def test_grow() -> None:
     key = np.random.default_rng(0).normal(size=(2, 3, 2, 4)).astype(np.float32)
     cache = cache.with_layers(tuple(layer.update(key, key, np.int32(0)) for layer in cache.layers))
     grown = cache.grow(9)
-    assert grown.max_length == 9 and int(grown.index) == 3
+    assert grown.max_length == 9
+    assert int(grown.index) == 3
     np.testing.assert_array_equal(grown.valid[:, :4], cache.valid)
     assert not np.asarray(grown.valid)[:, 4:].any()
     for layer in grown.layers:

@@ -16,6 +16,7 @@ CONFIG = dict(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
     num_key_value_heads=1, tie_word_embeddings=True,
 )  # fmt: skip
+OPTIMIZER = optax.adam(1e-2)  # one object: the compiled step is shared
 
 
 def numbered(count: int, length: int) -> WindowedText:
@@ -83,7 +84,7 @@ def test_fit_learns_reports_and_leaves_the_model_alone(model):
     before = jax.tree.map(np.asarray, model.params)
     text, reports = numbered(31, 8), []
     state = fit(
-        model.to_state(optax.adam(1e-2)), lambda step: text.train_batch(step, 4), 30,
+        model.to_state(OPTIMIZER), lambda step: text.train_batch(step, 4), 30,
         lambda state, report: reports.append(report),
     )  # fmt: skip
     assert [report.step for report in reports] == list(range(1, 31))
@@ -98,8 +99,8 @@ def test_a_run_taken_up_again_ends_where_the_whole_run_ends(model):
     def batch_of(step):
         return text.train_batch(step, 4)
 
-    whole = fit(model.to_state(optax.adam(1e-2)), batch_of, 6)
-    half = fit(model.to_state(optax.adam(1e-2)), batch_of, 6, lambda state, report: report.step == 3)
+    whole = fit(model.to_state(OPTIMIZER), batch_of, 6)
+    half = fit(model.to_state(OPTIMIZER), batch_of, 6, lambda state, report: report.step == 3)
     assert int(half.step) == 3
     again = fit(half, batch_of, 6)
     jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)

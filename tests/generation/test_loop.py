@@ -37,7 +37,9 @@ def test_a_row_s_draws_do_not_depend_on_its_neighbours() -> None:
     np.testing.assert_array_equal(together[0], alone[0])
     padded, mask = np.concatenate([np.zeros((3, 2), int), ids], axis=1), np.ones((3, 8), int)
     mask[:, :2] = 0
-    np.testing.assert_array_equal(llama().generate(padded, attention_mask=mask, **SAMPLED).sequences[:, 8:], together[:, 6:])
+    np.testing.assert_array_equal(
+        llama().generate(padded, attention_mask=mask, **SAMPLED).sequences[:, 8:], together[:, 6:]
+    )
 
 
 @pytest.mark.parametrize("options", [SAMPLED, {"max_new_tokens": 10, "do_sample": False}])

@@ -81,7 +81,13 @@ def test_values_out_of_range_raise_by_name(bad: dict[str, Any]) -> None:
         resolve(bad)
 
 
-UNSUPPORTED = [("num_beams", 4), ("repetition_penalty", 1.2), ("no_repeat_ngram_size", 3), ("min_p", 0.1), ("typo_p", 1)]
+UNSUPPORTED = [
+    ("num_beams", 4),
+    ("repetition_penalty", 1.2),
+    ("no_repeat_ngram_size", 3),
+    ("min_p", 0.1),
+    ("typo_p", 1),
+]
 
 
 @pytest.mark.parametrize(("name", "value"), UNSUPPORTED)

@@ -15,7 +15,7 @@ from easydel import EasyDeLBaseConfig, EasyDeLBaseModule
 VOCAB = 24
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def llama(vocab: int = VOCAB) -> Any:
     """Return a one-layer Llama whose random weights make the next token far from certain, and far from uniform."""
     config = easydel.LlamaConfig(
@@ -57,10 +57,14 @@ class Plain(EasyDeLBaseModule):
         x = self.embed(input_ids) * 5
         if self.config.kind == "masked" and attention_mask is not None:
             x = x * attention_mask[..., None]
-        seen = jnp.cumsum(x, axis=1) if self.config.kind == "causal" else jnp.broadcast_to(x.sum(1, keepdims=True), x.shape)
+        seen = (
+            jnp.cumsum(x, axis=1)
+            if self.config.kind == "causal"
+            else jnp.broadcast_to(x.sum(1, keepdims=True), x.shape)
+        )
         return self.head(jnp.tanh(self.mix(x) + seen)) * 4
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def plain(kind: str) -> Plain:
     return Plain(PlainConfig(kind=kind), nnx.Rngs(0))

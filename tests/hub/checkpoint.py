@@ -94,10 +94,11 @@ def assert_equal(model: nnx.Module, want: Mapping[str, np.ndarray]) -> None:
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return name → (size, time) of everything below a folder."""
+    """Return name → (size, time) of every file below a folder, and its folders."""
+    found = {path: path.lstat() for path in sorted(folder.rglob("*"))}
     return {
-        str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
-        for path in sorted(folder.rglob("*"))
+        str(path.relative_to(folder)): (0, 0) if path.is_dir() else (status.st_size, status.st_mtime_ns)
+        for path, status in found.items()
     }
 
 

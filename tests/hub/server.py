@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ class Hub:
     log: list[tuple[str, str, str | None]] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
     cut: dict[str, list[int]] = field(default_factory=dict)
-    broken: set[str] = field(default_factory=set)  # words in a path that make the answer 500
+    broken: set[str] = field(default_factory=set)  # patterns of paths whose answer is an error
 
     def fetched(self) -> list[str]:
         """Return the names of the files whose content was sent, in order."""
@@ -88,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.log.append((self.command, path, self.headers.get("Range")))
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:
-            if any(word in path for word in self.hub.broken):
+            if any(re.search(pattern, path) for pattern in self.hub.broken):
                 raise Refused(400, "BadRequest", "broken on purpose")
             self.route(path, body)
         except Refused as error:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -187,41 +184,6 @@ def test_recovery_refuses_to_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     save_module(third, tmp_path)
     assert same(load(tmp_path), third)
     assert weight_files(tmp_path) == {"model.safetensors"}
-
-
-WRITER = """
-import sys
-from flax import nnx
-from easydel.hub.save import save_module
-from tests.hub.tiny import Causal
-one, two = Causal(nnx.Rngs(1), layers=1), Causal(nnx.Rngs(2), layers=1)
-print("ready", flush=True)
-while True:
-    for model in (one, two):
-        save_module(model, sys.argv[1], max_shard_size=sys.argv[2])
-"""
-
-
-@pytest.mark.parametrize("size", ["5GB", "1KB"])
-def test_kill_during_save(tmp_path: Path, size: str) -> None:
-    one, two = models(1, 2)
-    (tmp_path / "notes.txt").write_text("mine")
-    save_module(one, tmp_path, max_shard_size=size)
-    for delay in (0.004, 0.031):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path), size], stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"}, cwd=Path(__file__).parents[2],
-        )  # fmt: skip
-        with process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(delay)
-            process.send_signal(signal.SIGKILL)
-        got = load(tmp_path)
-        assert same(got, one) or same(got, two)
-    save_module(two, tmp_path)
-    assert weight_files(tmp_path) == {"model.safetensors"}
-    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

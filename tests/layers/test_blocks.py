@@ -70,7 +70,8 @@ def test_embedding() -> None:
     table = np.asarray(embed.embedding.get_value())
     np.testing.assert_array_equal(embed(jnp.array([[3, 0], [9, 3]])), table[[[3, 0], [9, 3]]])
     outside = np.asarray(embed(jnp.array([[-1, 10, 5, 2**30]])))[0]
-    assert np.isnan(outside[[0, 1, 3]]).all() and np.isfinite(outside[2]).all()
+    assert np.isnan(outside[[0, 1, 3]]).all()
+    assert np.isfinite(outside[2]).all()
     with pytest.raises(ValueError, match="integers"):
         embed(jnp.array([[1.0]]))
     hidden = RNG.normal(size=(2, 3, 4)).astype(np.float32)
@@ -85,5 +86,5 @@ def test_activations_are_transformers_own(name: str) -> None:
 
 
 def test_an_unknown_activation_raises() -> None:
-    with pytest.raises(easydel.UnsupportedError, match="'nope' is not supported.*silu"):
+    with pytest.raises(easydel.UnsupportedError, match=r"'nope' is not supported.*silu"):
         activation("nope")

@@ -66,8 +66,9 @@ def test_frequencies(kind: str, parameters: dict[str, Any], length: int) -> None
 def test_default_frequencies() -> None:
     rotary, _ = make("default", {})
     angles = np.arange(50)[:, None] / 1000.0 ** (np.arange(0, DIM, 2) / DIM)
-    np.testing.assert_allclose(rotary(np.arange(50, dtype=np.int32)[None], np.float32)[0][0, :, : DIM // 2],
-                               np.cos(angles), atol=2e-5)
+    np.testing.assert_allclose(
+        rotary(np.arange(50, dtype=np.int32)[None], np.float32)[0][0, :, : DIM // 2], np.cos(angles), atol=2e-5
+    )
 
 
 def test_rotation_turns_pairs_by_their_angle() -> None:
@@ -93,6 +94,7 @@ def test_settings_are_checked() -> None:
 
 def test_equality_covers_every_setting() -> None:
     one, _ = make("yarn", YARN)
-    assert one == make("yarn", YARN)[0] and hash(one) == hash(make("yarn", YARN)[0])
+    assert one == make("yarn", YARN)[0]
+    assert hash(one) == hash(make("yarn", YARN)[0])
     assert one != make("yarn", YARN | {"factor": 5.0})[0]
     assert one != RotaryEmbedding(dict(one.settings), head_dim=8, max_position_embeddings=LONGEST)

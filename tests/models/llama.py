@@ -36,7 +36,11 @@ _VARIANTS = (
     Variant("twelve_layers", {"num_hidden_layers": 12}),
     Variant("linear", rope("linear", factor=4.0), generate=True),
     Variant(
-        "dynamic", rope("dynamic", factor=4.0) | {"max_position_embeddings": 16}, lengths=_CROSSING, cache=False, generate=True
+        "dynamic",
+        rope("dynamic", factor=4.0) | {"max_position_embeddings": 16},
+        lengths=_CROSSING,
+        cache=False,
+        generate=True,
     ),
     Variant("yarn", rope("yarn", **_YARN), thorough=True, generate=True),
     Variant("yarn_mscale", rope("yarn", **_YARN, mscale=0.7, mscale_all_dim=1.3)),
@@ -47,7 +51,9 @@ _VARIANTS = (
     Variant("yarn_no_factor", rope("yarn", factor=None, original_max_position_embeddings=16)),
     Variant("longrope", rope("longrope", **_LONG), lengths=_CROSSING, cache=False, generate=True),
     Variant("longrope_factor", rope("longrope", **_LONG, factor=6.0), lengths=_CROSSING, cache=False),
-    Variant("longrope_attention_factor", rope("longrope", **_LONG, attention_factor=1.4), lengths=_CROSSING, cache=False),
+    Variant(
+        "longrope_attention_factor", rope("longrope", **_LONG, attention_factor=1.4), lengths=_CROSSING, cache=False
+    ),
     Variant("llama3", rope("llama3", **_LLAMA3), thorough=True, generate=True),
     Variant("legacy_linear", legacy={"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 500.0}),
     Variant(
@@ -58,8 +64,16 @@ _VARIANTS = (
 
 LLAMA = Family(
     name="llama",
-    theirs={"base": "LlamaModel", "causal-lm": "LlamaForCausalLM", "sequence-classification": "LlamaForSequenceClassification"},
-    ours={"base": "LlamaModel", "causal-lm": "LlamaForCausalLM", "sequence-classification": "LlamaForSequenceClassification"},
+    theirs={
+        "base": "LlamaModel",
+        "causal-lm": "LlamaForCausalLM",
+        "sequence-classification": "LlamaForSequenceClassification",
+    },
+    ours={
+        "base": "LlamaModel",
+        "causal-lm": "LlamaForCausalLM",
+        "sequence-classification": "LlamaForSequenceClassification",
+    },
     config={
         "vocab_size": 96,
         "hidden_size": 32,

@@ -131,12 +131,12 @@ def load_ours(family: Family, task: str, folder: Path, **options: Any) -> Any:
     return getattr(easydel, family.ours[task]).from_pretrained(folder, **options)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def workplace() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="parity-")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def pair(family: str, variant: str, task: str = "causal-lm", fields: str = "{}") -> Pair:
     """Return both models of a variant, built once per process.
 

@@ -16,7 +16,9 @@ SIZES = (3, 1, 1, 3, 1, 3)
 PREFILL = 6
 
 
-def run_in_parts(case: Pair, cache: Any, ids: np.ndarray, mask: np.ndarray, mode: str, sizes: tuple = SIZES) -> np.ndarray:
+def run_in_parts(
+    case: Pair, cache: Any, ids: np.ndarray, mask: np.ndarray, mode: str, sizes: tuple = SIZES
+) -> np.ndarray:
     """Return the logits of a prefill and several continuations; `mode` says what mask is given."""
     parts, done = [], 0
     for size in (PREFILL, *np.random.default_rng(0).permutation(sizes)):
@@ -29,7 +31,8 @@ def run_in_parts(case: Pair, cache: Any, ids: np.ndarray, mask: np.ndarray, mode
         out = case.run(input_ids=ids[:, done:end], cache=cache, **given)
         cache, done = out.cache, end
         parts.append(np.asarray(out.logits))
-    assert done == ids.shape[1] and int(cache.index) == done
+    assert done == ids.shape[1]
+    assert int(cache.index) == done
     return np.concatenate(parts, axis=1)
 
 
@@ -76,7 +79,10 @@ def test_what_does_not_fit_is_refused() -> None:
         ("6 are written and 3 more do not fit", {"input_ids": int32(case.ids(2, 3)), "cache": full}),
         ("batch_size=2", {"input_ids": int32(case.ids(3, 1)), "cache": full}),
         ("width 4", {"input_ids": int32(case.ids(2, 1)), "cache": full, "attention_mask": int32(np.ones((2, 4)))}),
-        ("does not cover", {"input_ids": int32(case.ids(2, 2)), "cache": full, "attention_mask": int32(np.ones((2, 1)))}),
+        (
+            "does not cover",
+            {"input_ids": int32(case.ids(2, 2)), "cache": full, "attention_mask": int32(np.ones((2, 1)))},
+        ),
         ("segment_ids", {"input_ids": int32(case.ids(2, 1)), "cache": full, "segment_ids": int32([[0], [0]])}),
         ("attention_mask", {"input_ids": int32(case.ids(2, 3)), "attention_mask": int32(np.ones((2, 4)))}),
         ("neither", {}),

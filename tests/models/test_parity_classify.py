@@ -12,8 +12,14 @@ from tests.models.pairs import as_torch, close, pad, pair
 
 def fields(labels: int, problem: str | None = None, pad_token: int | None = 0) -> str:
     names = {str(i): f"L{i}" for i in range(labels)}
-    return json.dumps({"id2label": names, "label2id": {v: int(k) for k, v in names.items()},
-                       "pad_token_id": pad_token, "problem_type": problem})
+    return json.dumps(
+        {
+            "id2label": names,
+            "label2id": {v: int(k) for k, v in names.items()},
+            "pad_token_id": pad_token,
+            "problem_type": problem,
+        }
+    )
 
 
 def inputs(case: object, left: bool) -> dict[str, np.ndarray]:

@@ -88,7 +88,8 @@ def sharded_equals_unsharded(family: str, variant: str, dims: tuple[int, ...]) -
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(axis|axes).*")  # sizes of a tiny model need not divide
         sharded = load_ours(case.family, "causal-lm", case.folder, sharding_axis_dims=dims, auto_shard_model=True)
-    assert sharded.is_sharded and sharded.mesh.size == 8
+    assert sharded.is_sharded
+    assert sharded.mesh.size == 8
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(sharded.params))
     run = Jitted(sharded)
     close(run(input_ids=ids).logits, case.run(input_ids=ids).logits, 1e-5, "logits")

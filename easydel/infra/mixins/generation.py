@@ -44,7 +44,7 @@ class EasyGenerationMixin:
             attention_mask: 0 where a token is padding, left or right, `[batch, seq]`.
             **options: as in transformers: `max_new_tokens` or `max_length`, `min_new_tokens`, `do_sample`,
                 `temperature`, `top_k`, `top_p`, `eos_token_id` (one or several), `pad_token_id`, and `seed`. A sampling
-                knob without `do_sample` means sampling; what is not given comes from `generation_config=`, else from the
+                knob without `do_sample` means sampling; what is not given comes from `generation_config=`, else the
                 model's. Without `top_k` and `top_p` nothing is filtered.
 
         Returns:
