@@ -67,4 +67,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_all_names()})
+    return sorted({*_all_names(), *(name for name in globals() if name.startswith("__"))})

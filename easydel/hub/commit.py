@@ -159,8 +159,8 @@ def read_plan(directory: Path, pending: Path) -> list[dict[str, Any]]:
     steps = unique_json(plan.read_bytes(), str(plan))
     home = directory.resolve()
     for step in steps if isinstance(steps, list) else [None]:
-        known = isinstance(step, dict) and set(step) == {"do", "name", "was"} and step["do"] in ("move", "remove")
-        name = step["name"] if known and isinstance(step["name"], str) else ""
+        fields = step if isinstance(step, dict) and set(step) == {"do", "name", "was"} else {}
+        name = fields["name"] if fields.get("do") in ("move", "remove") and isinstance(fields["name"], str) else ""
         plain = not {"..", ".", ""} & {*name.split("/")} and not {":", "\\"} & {*name}
         if not plain or not (directory / name).parent.resolve().is_relative_to(home):
             raise CheckpointError(

@@ -17,6 +17,8 @@ from easydel.sharding import AXIS_NAMES, DEFAULT_AXIS_DIMS, PartitionRules, crea
 REMAT_POLICIES = ("none", "full", "dots", "dots_no_batch")
 ATTENTION_MECHANISMS = ("auto", "vanilla", "sdpa", "blockwise")
 
+_ORIGIN = ("_name_or_path", "source_directory", "architectures", "dtype", "transformers_version", "model_type")
+
 _build_mesh = functools.lru_cache(maxsize=64)(create_mesh)
 
 
@@ -83,9 +85,12 @@ class EasyDeLBaseConfig(PreTrainedConfig):
         strict(cls)
 
     def content(self) -> tuple[Any, ...]:
-        """Return everything the config says, frozen: equal configs give equal, hashable contents."""
-        origin = ("_name_or_path", "source_directory")
-        return _freeze({key: value for key, value in self.__dict__.items() if key not in origin})
+        """Return everything the config says of the model, frozen: equal configs give equal, hashable contents.
+
+        Where a config comes from and how its file was written (`_ORIGIN`) says nothing of the model: one that was
+        saved and loaded equals the one it was made from, and shares its compiled programs.
+        """
+        return _freeze({key: value for key, value in self.__dict__.items() if key not in _ORIGIN})
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.content() == other.content()

@@ -265,9 +265,10 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
         return forward.prepare_inputs(self, inputs)
 
     def pure_transform_fn(self) -> Callable[..., Any]:
-        """Return `fn(params, inputs, rngs=None) -> outputs`: pure, for `jax.jit` and `jax.grad`.
+        """Return `fn(params, inputs, rngs=None, **static) -> outputs`: pure, for `jax.jit` and `jax.grad`.
 
-        `params` is a tree like `model.params`, `inputs` a mapping of forward arguments.
+        `params` is a tree like `model.params`, `inputs` a mapping of forward arguments; those named by
+        `get_static_arguments` go by keyword (`jax.jit(fn, static_argnames=model.get_static_arguments())`).
         """
         return functional.pure_function(self)
 

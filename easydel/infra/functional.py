@@ -20,17 +20,18 @@ def bind(graphdef: Any, params: Any, other: Any) -> Any:
 
 
 def pure_function(module: nnx.Module) -> Callable[..., Any]:
-    """Return `fn(params, inputs, rngs=None) -> outputs` without side effects.
+    """Return `fn(params, inputs, rngs=None, **static) -> outputs` without side effects.
 
     `inputs` is a mapping of forward arguments, or an array (the first argument). Dropout is active only if `rngs`
-    (a key or `nnx.Rngs`) is given. Changes to non-parameter state are discarded.
+    (a key or `nnx.Rngs`) is given. Changes to non-parameter state are discarded. What must be static under `jax.jit`
+    (flags, a `LossConfig`) goes by keyword, not into `inputs`.
     """
     graphdef, _, other = split(module)
 
-    def fn(params: Any, inputs: Any, rngs: jax.Array | nnx.Rngs | None = None) -> Any:
+    def fn(params: Any, inputs: Any, rngs: jax.Array | nnx.Rngs | None = None, **static: Any) -> Any:
         model = bind(graphdef, params, other)
         set_dropout(model, rngs)
-        return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+        return model(**inputs, **static) if isinstance(inputs, Mapping) else model(inputs, **static)
 
     return fn
 
