@@ -83,16 +83,15 @@ def test_greedy_generation_takes_the_likeliest_token(case, model, input_ids):
 
 
 def test_manual_cache_control(case, model, input_ids):
-    if case.name != "llama":
-        with pytest.raises(TypeError, match="no layer that can be cached"):
-            model.init_operations_cache(batch_size=1, max_length=2048)
-        return
     cache = model.init_operations_cache(
         batch_size=1,
         max_length=2048,
         starts=jnp.array([0]),  # Starting positions
     )
-    assert len(cache.layers) == case.config.num_hidden_layers
+    assert cache.max_length == 2048
+    assert len(cache.layers) == (case.config.num_hidden_layers if case.name == "llama" else 0)
+    if case.name != "llama":
+        return  # plain layers keep nothing between calls
     run = jax.jit(lambda ids, cache: model(input_ids=ids, cache=cache))
     row = input_ids[:1]
     outputs = run(row, cache)
