@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
 from flax import nnx
 
 
@@ -83,9 +84,17 @@ def named_modules(module: nnx.Module) -> dict[str, nnx.Module]:
 
 
 def split(module: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:
-    """Return `(graphdef, parameters, other state)`; `nnx.merge` of the three is the module again."""
+    """Return `(graphdef, parameters, other state)`; `nnx.merge` of the three is the module again.
+
+    The states hold variables of their own (the arrays are shared): what happens to the module does not show in them.
+    """
     graphdef, params, *other = nnx.split(module, nnx.Param, ...)
-    return graphdef, params, other[0]
+    return graphdef, detached(params), detached(other[0])
+
+
+def detached(state: nnx.State) -> nnx.State:
+    """Return a state with the same arrays in new variables."""
+    return jax.tree.map(lambda array: array, state)
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from easydel.infra.mixins.bridge import EasyBridgeMixin
 from easydel.infra.mixins.generation import EasyGenerationMixin
 from easydel.infra.mixins.operation_cache import OperationCacheMixin
 from easydel.loss import LossConfig, task_loss
-from easydel.paths import flatten, named_modules, named_variables, nest, split
+from easydel.paths import detached, flatten, named_modules, named_variables, nest, split
 from easydel.sharding import PartitionRules, gather, match_rules, named_shardings
 
 if TYPE_CHECKING:
@@ -65,6 +65,28 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
         self.last_mesh: Mesh | None = None
         self.is_sharded = False
 
+    def _snapshot(self) -> None:
+        """Note what the config says now, as part of the module's static structure.
+
+        JAX remembers compiled functions by that structure, and there the config is equal to itself whatever has been
+        changed in it since. The note differs, so that a changed config never meets a program made for the old one.
+        """
+        content = getattr(self.config, "content", None)
+        if content is not None:
+            object.__setattr__(self, "_config_content", content())
+
+    def _graph_node_flatten(self) -> Any:
+        self._snapshot()
+        return super()._graph_node_flatten()
+
+    def _pytree__flatten(self) -> Any:
+        self._snapshot()
+        return super()._pytree__flatten()
+
+    def _pytree__flatten_with_paths(self) -> Any:
+        self._snapshot()
+        return super()._pytree__flatten_with_paths()
+
     # ------------------------------------------------------------------ identity
     @property
     def model_type(self) -> str:
@@ -109,7 +131,7 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
 
     def split_params(self) -> nnx.State:
         """Return the parameters as an `nnx.State`."""
-        return nnx.state(self, nnx.Param)
+        return split(self)[1]
 
     def merge_params_dict(self, params_dict: Mapping[str, Any]) -> Self:
         """Put a nested dict of parameters in place; it may be partial.
@@ -134,7 +156,7 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
     @property
     def graphstate(self) -> nnx.State:
         """All variables: parameters and other state."""
-        return nnx.state(self)
+        return detached(nnx.state(self))
 
     @property
     def graphother(self) -> nnx.State:
@@ -143,12 +165,13 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
 
     def split_module(self) -> tuple[Any, nnx.State]:
         """Return `(graphdef, state)`."""
-        return nnx.split(self)
+        graphdef, state = nnx.split(self)
+        return graphdef, detached(state)
 
     @staticmethod
     def merge_module(graphdef: Any, state: nnx.State) -> Any:
         """Return a new module from what `split_module` gave."""
-        return nnx.merge(graphdef, state)
+        return nnx.merge(graphdef, state, copy=True)
 
     # ------------------------------------------------------------------ sharding
     def shard_model(

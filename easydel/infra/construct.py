@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import typing
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,7 +16,8 @@ def construct(cls: Any, config: Any, *, dtype: Any, param_dtype: Any, precision:
         TypeError: `__init__` needs other arguments, so that the class cannot be built from a config alone.
     """
     offered = {"dtype": dtype, "param_dtype": param_dtype, "precision": precision, "rngs": rngs}
-    signature = inspect.signature(cls)
+    # Of the function, not the class: nnx's metaclass takes anything.
+    signature = inspect.signature(cls.__init__.__get__(object()))
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     accepted = {k: v for k, v in offered.items() if takes_any or k in signature.parameters}
     try:
@@ -40,11 +40,29 @@ def abstract_module(cls: Any, config: Any, *, dtype: Any = jnp.float32, param_dt
 
 
 def config_class_of(cls: Any) -> Any:
-    """Return a module class's config class: `config_class`, else the annotation of `__init__`'s `config`."""
+    """Return a module class's config class: `config_class`, else the annotation of `__init__`'s `config`.
+
+    An annotation that is text is looked up where `__init__` was written; if it names something local to a function, the
+    one config class of that name is meant. `None` if there is none, or several.
+    """
     if getattr(cls, "config_class", None) is not None:
         return cls.config_class
-    try:
-        annotation = typing.get_type_hints(cls.__init__).get("config")
-    except NameError:  # an annotation that names something local to a function
-        annotation = inspect.signature(cls.__init__).parameters["config"].annotation
+    parameter = inspect.signature(cls.__init__).parameters.get("config")
+    annotation = None if parameter is None else parameter.annotation
+    if isinstance(annotation, str):
+        written_in = getattr(inspect.unwrap(cls.__init__), "__globals__", {})
+        found = written_in.get(annotation) or _config_classes_named(annotation)
+        annotation = found[0] if isinstance(found, list) and len(found) == 1 else found
     return annotation if isinstance(annotation, type) and hasattr(annotation, "from_pretrained") else None
+
+
+def _config_classes_named(name: str) -> list[type]:
+    from easydel.infra.base_config import EasyDeLBaseConfig
+
+    known: set[type] = set()
+    waiting: list[type] = [EasyDeLBaseConfig]
+    while waiting:
+        new = [cls for cls in waiting.pop().__subclasses__() if cls not in known]
+        waiting += new
+        known.update(new)
+    return [cls for cls in known if cls.__name__ == name.rpartition(".")[2]]

@@ -75,6 +75,9 @@ def register_config(model_type: str) -> Callable[[T], T]:
     """
 
     def register(config: T) -> T:
+        family, prefix, _ = FAMILIES.get(model_type, (config.__module__, "", ()))
+        if config.__module__ != family:  # a built-in name is taken even if nobody has asked for it yet
+            raise ValueError(f"model_type {model_type!r} is already taken by {family}.{prefix}Config")
         _check_free(_CONFIGS.get(model_type), config, f"model_type {model_type!r}")
         if getattr(config, "model_type", "") not in ("", model_type):
             raise ValueError(

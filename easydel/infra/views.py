@@ -48,7 +48,17 @@ def merge_params(module: nnx.Module, tree: Mapping[Any, Any] | nnx.State) -> Non
     if problems:
         raise ValueError("these parameters cannot be merged:\n  " + "\n  ".join(problems))
     for path, value in new.items():
-        variables[path].set_value(value if isinstance(value, jax.ShapeDtypeStruct) else jnp.asarray(value))
+        variables[path].set_value(_placed_like(variables[path].get_value(), value))
+
+
+def _placed_like(held: Any, value: Any) -> Any:
+    """Return a new parameter, on the mesh if the old one is and the new one lies on a single device."""
+    if isinstance(value, jax.ShapeDtypeStruct | jax.core.Tracer):
+        return value
+    array = jnp.asarray(value)
+    sharding = getattr(held, "sharding", None)
+    on_mesh = isinstance(sharding, NamedSharding) and len(array.sharding.device_set) == 1
+    return jax.device_put(array, sharding) if on_mesh else array
 
 
 def is_float(value: Any) -> bool:
@@ -75,6 +85,5 @@ def cast(module: nnx.Module, dtype: Any) -> None:
         else:
             variable.set_value(value.astype(dtype))
     for submodule in named_modules(module).values():
-        for name in ("dtype", "param_dtype"):
-            if hasattr(submodule, name):
-                setattr(submodule, name, dtype)
+        for name in {"dtype", "param_dtype"} & vars(submodule).keys():
+            setattr(submodule, name, dtype)
