@@ -59,10 +59,11 @@ def config_class_of(cls: Any) -> Any:
 def _config_classes_named(name: str) -> list[type]:
     from easydel.infra.base_config import EasyDeLBaseConfig
 
-    known: set[type] = set()
-    waiting: list[type] = [EasyDeLBaseConfig]
+    known: set[Any] = set()
+    waiting: list[Any] = [EasyDeLBaseConfig]
     while waiting:
-        new = [cls for cls in waiting.pop().__subclasses__() if cls not in known]
-        waiting += new
-        known.update(new)
+        for cls in waiting.pop().__subclasses__():
+            if cls not in known:
+                known.add(cls)
+                waiting.append(cls)
     return [cls for cls in known if cls.__name__ == name.rpartition(".")[2]]
