@@ -65,9 +65,10 @@ class Family:
 
 
 def families() -> dict[str, Family]:
+    from tests.models.dense import DENSE
     from tests.models.llama import LLAMA
 
-    return {family.name: family for family in (LLAMA,)}
+    return {family.name: family for family in (LLAMA, *DENSE)}
 
 
 FAMILIES = families()
