@@ -62,7 +62,7 @@ class Sampler:
 
     def is_eos(self, tokens: jax.Array) -> jax.Array:
         """Return bool, the shape of `tokens`: whether each ends its row."""
-        return (tokens[..., None] == self.eos_token_ids).any(axis=-1)
+        return ((tokens[..., None] == self.eos_token_ids) & (tokens[..., None] >= 0)).any(axis=-1)
 
     def choose(self, logits: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
         """Choose a token for each row.
