@@ -104,7 +104,7 @@ def read_corpus(path: Path, tokenizer: Any) -> Corpus:
 
 
 def show_sample(console: Console, model: Any, tokenizer: Any, prompt: str, new_tokens: int, seed: int) -> None:
-    """Print a prompt and its continuation as it is made, and the speed after the first token."""
+    """Print a prompt and its continuation as it is made, and the speed once everything is compiled."""
     console.print(prompt, style="bold", end="", markup=False)
     options = {"max_new_tokens": new_tokens, "do_sample": True, "temperature": 0.7, "top_p": 0.9, "seed": seed}
     times = []
@@ -112,8 +112,8 @@ def show_sample(console: Console, model: Any, tokenizer: Any, prompt: str, new_t
         console.print(piece, end="", markup=False, soft_wrap=True)
         times.append(time.perf_counter())
     console.print("\n")
-    if len(times) > 2:  # the first token waits for the compiler, and the last piece is no token
-        console.print(f"{(len(times) - 2) / (times[-2] - times[0]):.0f} tokens/s\n", style="dim")
+    if len(times) > 3:  # the first two tokens wait for the compiler (prompt, loop), and the last piece is no token
+        console.print(f"{(len(times) - 3) / (times[-2] - times[1]):.0f} tokens/s\n", style="dim")
 
 
 def fine_tune_section(console: Console, model: Any, corpus: Corpus, steps: int, seed: int) -> tuple[Any, list[float]]:
