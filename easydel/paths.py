@@ -11,10 +11,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from types import FunctionType
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
+
+N = TypeVar("N")
 
 
 def _join(parts: tuple[Any, ...]) -> str:
@@ -28,7 +32,7 @@ def _join(parts: tuple[Any, ...]) -> str:
 
 
 def _walk(module: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (path, node) of every module and variable once, children before parents, in nnx's own order.
+    """Yield (path, node) of every variable and module-like node once, children before parents, in nnx's own order.
 
     It gives what `nnx.iter_graph` gives, without visiting the many static attributes: that is 20 times as fast, and
     nearly every view of a model starts here.
@@ -44,7 +48,7 @@ def _walk(module: Any) -> Iterator[tuple[str, Any]]:
             return
         for key, child in _children(node):
             yield from visit((*parts, key), child)
-        if isinstance(node, nnx.Module):
+        if isinstance(node, nnx.Pytree):
             yield _join(parts), node
 
     return visit((), module)
@@ -64,7 +68,12 @@ def _children(node: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _may_hold(value: Any) -> bool:
+    if type(value) in _PLAIN:  # nnx's own check of a variable is slow, and a walk would make thousands
+        return False
     return isinstance(value, nnx.Variable | nnx.Pytree | list | tuple | dict)
+
+
+_PLAIN = frozenset({type(None), bool, int, float, str, type, FunctionType, type(np.dtype("float32"))})
 
 
 def _natural(path: str) -> list[tuple[bool, int, str]]:
@@ -81,6 +90,11 @@ def named_modules(module: nnx.Module) -> dict[str, nnx.Module]:
     """Return every submodule (shared ones once) by path; the root's path is the empty string."""
     found = {path: node for path, node in _walk(module) if isinstance(node, nnx.Module)}
     return {path: found[path] for path in sorted(found, key=_natural)}
+
+
+def nodes_of(module: nnx.Module, kind: type[N]) -> list[N]:
+    """Return every node of a class once: modules and what else nnx sees into, such as streams of random keys."""
+    return [node for _, node in _walk(module) if isinstance(node, kind)]
 
 
 def split(module: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:

@@ -2,5 +2,6 @@
 
 from easydel.caching.attention import AttentionCache
 from easydel.caching.cache import Cache, LayerCache
+from easydel.caching.sliding import SlidingCache
 
-__all__ = ["AttentionCache", "Cache", "LayerCache"]
+__all__ = ["AttentionCache", "Cache", "LayerCache", "SlidingCache"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 LayerCache = Any
-"""A layer's cache: a pytree whose layer knows how to update it."""
+"""A layer's cache: a pytree with `grow(max_length)`, whose layer knows how to update it."""
 
 
 @jax.tree_util.register_dataclass
@@ -21,26 +21,38 @@ class Cache:
 
     Attributes:
         layers: one cache per caching layer, in order.
-        valid: bool `[batch, max_length]`, whether a slot holds a token (not padding, not empty).
+        valid: bool `[batch, max_length]`, whether a slot holds a token (not padding, not empty); `None` if no layer
+            looks back at single slots, as in recurrent models, whose caches have no length.
         index: int32 `[]`, the number of slots written.
+        seen: int32 `[batch]`, the number of tokens among them.
         starts: int32 `[batch]`, slots before it are left padding.
+        is_empty: whether nothing was written yet (static): new tokens then need to look at one another only.
     """
 
     layers: tuple[LayerCache, ...]
-    valid: jax.Array
+    valid: jax.Array | None
     index: jax.Array
+    seen: jax.Array
     starts: jax.Array
+    is_empty: bool = field(default=True, metadata={"static": True})
 
     @classmethod
-    def create(cls, layers: tuple[LayerCache, ...], batch_size: int, max_length: int, starts: jax.Array) -> Cache:
-        """Make an empty cache around the layers' empty caches."""
-        valid = jnp.zeros((batch_size, max_length), bool)
-        return cls(layers=layers, valid=valid, index=jnp.zeros((), jnp.int32), starts=starts)
+    def create(
+        cls, layers: tuple[LayerCache, ...], batch_size: int, max_length: int | None, starts: jax.Array
+    ) -> Cache:
+        """Make an empty cache around the layers' empty caches; `max_length=None`: without an end."""
+        return cls(
+            layers=layers,
+            valid=None if max_length is None else jnp.zeros((batch_size, max_length), bool),
+            index=jnp.zeros((), jnp.int32),
+            seen=jnp.zeros((batch_size,), jnp.int32),
+            starts=starts,
+        )
 
     @property
-    def max_length(self) -> int:
-        """The number of slots."""
-        return self.valid.shape[1]
+    def max_length(self) -> int | None:
+        """The number of slots; `None`: no end."""
+        return None if self.valid is None else self.valid.shape[1]
 
     def extend(self, attention_mask: jax.Array | None, batch: int, length: int) -> tuple[Cache, jax.Array, jax.Array]:
         """Make room for `length` new tokens.
@@ -64,10 +76,12 @@ class Cache:
         new = slots[None, :] >= self.starts[:, None]
         if attention_mask is not None:
             new &= attention_mask[:, -length:].astype(bool)
-        seen = self.valid.sum(axis=1, dtype=jnp.int32)
-        positions = jnp.maximum(seen[:, None] + jnp.cumsum(new, axis=1, dtype=jnp.int32) - 1, 0)
-        valid = jax.lax.dynamic_update_slice(self.valid, new, (0, self.index))
-        return replace(self, valid=valid, index=self.index + length), new, positions
+        running = self.seen[:, None] + jnp.cumsum(new, axis=1, dtype=jnp.int32)
+        valid = self.valid
+        if valid is not None:
+            valid = jax.lax.dynamic_update_slice(valid, new, (0, 0 if self.is_empty else self.index))
+        cache = replace(self, valid=valid, index=self.index + length, seen=running[:, -1], is_empty=False)
+        return cache, new, jnp.maximum(running - 1, 0)
 
     def with_layers(self, layers: tuple[LayerCache, ...]) -> Cache:
         """Return the cache with the layers' updated caches."""
@@ -75,21 +89,23 @@ class Cache:
 
     def grow(self, max_length: int) -> Cache:
         """Return the cache with room for `max_length` positions (not fewer than it has)."""
-        if max_length < self.max_length:
-            raise ValueError(f"a cache of {self.max_length} positions cannot grow to {max_length}")
-        valid = jnp.pad(self.valid, ((0, 0), (0, max_length - self.max_length)))
+        valid = self.valid
+        if valid is not None:
+            if max_length < valid.shape[1]:
+                raise ValueError(f"a cache of {self.max_length} positions cannot grow to {max_length}")
+            valid = jnp.pad(valid, ((0, 0), (0, max_length - valid.shape[1])))
         return replace(self, valid=valid, layers=tuple(layer.grow(max_length) for layer in self.layers))
 
     def _check(self, attention_mask: jax.Array | None, batch: int, length: int) -> None:
-        if batch != self.valid.shape[0]:
-            raise ValueError(f"the cache was made for batch_size={self.valid.shape[0]}, the input has {batch} rows")
+        if batch != self.starts.shape[0]:
+            raise ValueError(f"the cache was made for batch_size={self.starts.shape[0]}, the input has {batch} rows")
         width = length if attention_mask is None else attention_mask.shape[1]
         if width < length:
             raise ValueError(f"attention_mask of width {width} does not cover {length} new tokens")
         if isinstance(self.index, jax.core.Tracer):
             return
         written = int(self.index)
-        if written + length > self.max_length:
+        if self.max_length is not None and written + length > self.max_length:
             raise ValueError(
                 f"the cache holds {self.max_length} positions; {written} are written and {length} more do not fit: "
                 "make it longer with init_operations_cache(max_length=…)"

@@ -16,7 +16,7 @@ from easydel.generation.prompts import SHORTEST_CACHE, SHORTEST_PROMPT, align, b
 from easydel.generation.recompute import Prefix, recompute_loop
 from easydel.generation.sampling import Sampler
 from easydel.outputs import GenerationOutput
-from easydel.paths import split
+from easydel.structure import split_again
 
 # Runs until `limit` tokens are made or every row has ended.
 Advance = Callable[[int], Progress]
@@ -53,17 +53,15 @@ def _prepare(
 
 def _start(model: Any, ids: np.ndarray, mask: np.ndarray, options: GenerationOptions) -> Advance:
     """Split the model once and return the function that makes tokens."""
-    graphdef, params, other = split(model)
-    content = model.config.content() if hasattr(model.config, "content") else repr(model.config)
     with_cache = takes(model, "cache")
-    parts = (graphdef, content, params, other)
+    parts = split_again(model)
     return (_with_cache if with_cache else _with_recompute)(model, parts, ids, mask, options)
 
 
 def _with_cache(model: Any, parts: Any, ids: np.ndarray, mask: np.ndarray, options: GenerationOptions) -> Advance:
-    graphdef, content, params, other = parts
+    structure, params, other = parts
     width = bucket(int(mask.sum(axis=1).max()), SHORTEST_PROMPT)
-    loop = cached_loop(graphdef, content, bucket(width + options.max_new_tokens, SHORTEST_CACHE))
+    loop = cached_loop(structure, bucket(width + options.max_new_tokens, SHORTEST_CACHE))
     sampler = Sampler.create(options)
     prompt, kept = align(ids, mask, width, left=True)
     progress: Progress | None = None
@@ -80,12 +78,12 @@ def _with_cache(model: Any, parts: Any, ids: np.ndarray, mask: np.ndarray, optio
 
 
 def _with_recompute(model: Any, parts: Any, ids: np.ndarray, mask: np.ndarray, options: GenerationOptions) -> Advance:
-    graphdef, content, params, other = parts
+    structure, params, other = parts
     warnings.warn(
         f"{type(model).__name__} takes no cache: generate() runs the whole prefix again for every token",
         stacklevel=5,
     )
-    loop = recompute_loop(graphdef, content, takes(model, "attention_mask"))
+    loop = recompute_loop(structure, takes(model, "attention_mask"))
     sampler = Sampler.create(options)
     lengths = mask.sum(axis=1).astype(np.int32)
     width = bucket(int(lengths.max()) + options.max_new_tokens, SHORTEST_PROMPT)

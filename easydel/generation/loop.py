@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from easydel.generation.sampling import Sampler
+from easydel.structure import Structure
 
 
 @jax.tree_util.register_dataclass
@@ -105,13 +106,6 @@ def _next_logits(model: Any, ids: jax.Array, mask: jax.Array | None, cache: Any)
 
 
 @functools.lru_cache(maxsize=32)
-def cached_loop(graphdef: Any, content: Any, max_length: int) -> CachedLoop:
-    """Return the programs for a model's structure; equal models share them.
-
-    Args:
-        graphdef: of the model; it holds no arrays.
-        content: the config, frozen: the graphdef holds the config itself, which may be changed later.
-        max_length: slots of the cache.
-    """
-    del content
-    return CachedLoop(graphdef, max_length)
+def cached_loop(structure: Structure, max_length: int) -> CachedLoop:
+    """Return the programs for a model's structure and `max_length` slots of the cache; equal models share them."""
+    return CachedLoop(structure.graphdef, max_length)

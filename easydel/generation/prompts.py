@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 SHORTEST_PROMPT = 32
-SHORTEST_CACHE = 256
+SHORTEST_CACHE = 128
 
 
 def bucket(length: int, shortest: int) -> int:

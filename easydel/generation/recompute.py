@@ -19,6 +19,7 @@ from flax import nnx
 from easydel.calls import logits_of
 from easydel.generation.loop import Progress, advance, begin
 from easydel.generation.sampling import Sampler
+from easydel.structure import Structure
 
 _ROUNDING = 1e-3
 """Relative difference of logits that is still rounding: a model that sees the padding is far off."""
@@ -89,7 +90,6 @@ class RecomputeLoop:
 
 
 @functools.lru_cache(maxsize=32)
-def recompute_loop(graphdef: Any, content: Any, takes_mask: bool) -> RecomputeLoop:
+def recompute_loop(structure: Structure, takes_mask: bool) -> RecomputeLoop:
     """Return the programs for a model's structure (see `cached_loop`)."""
-    del content
-    return RecomputeLoop(graphdef, takes_mask)
+    return RecomputeLoop(structure.graphdef, takes_mask)

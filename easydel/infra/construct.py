@@ -32,7 +32,8 @@ def construct(cls: Any, config: Any, *, dtype: Any, param_dtype: Any, precision:
 
 def abstract_module(cls: Any, config: Any, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32) -> Any:
     """Build a module whose variables hold shapes only (`jax.ShapeDtypeStruct`)."""
-    from easydel.hub.abstract import build_abstract, shape_rngs
+    from easydel.hub.abstract import build_abstract
+    from easydel.rngs import shape_rngs
 
     return build_abstract(
         lambda: construct(cls, config, dtype=dtype, param_dtype=param_dtype, precision=None, rngs=shape_rngs())

@@ -14,7 +14,6 @@ from flax import nnx
 from huggingface_hub.errors import StrictDataclassError
 
 from easydel.errors import CheckpointError, UnsupportedError
-from easydel.hub.abstract import shape_rngs
 from easydel.hub.fields import check_config, check_content, check_depth
 from easydel.hub.load import load_module
 from easydel.hub.report import short
@@ -23,6 +22,7 @@ from easydel.hub.safetensors import TensorEntry, unique_json
 from easydel.infra import placing
 from easydel.infra.construct import config_class_of, construct
 from easydel.infra.registry import get_config_class
+from easydel.rngs import shape_rngs
 from easydel.sharding import PartitionRules
 
 CONFIG = "config.json"

@@ -8,7 +8,7 @@ from easydel.layers.linear import Linear
 from easydel.layers.mlp import GatedMLP
 from easydel.layers.norms import RMSNorm
 from easydel.layers.rotary import RotaryEmbedding
-from easydel.layers.stack import LayerInputs, LayerStack
+from easydel.layers.stack import LayerInputs, LayerOutput, LayerStack
 
 __all__ = [
     "Attention",
@@ -16,6 +16,7 @@ __all__ = [
     "Embed",
     "GatedMLP",
     "LayerInputs",
+    "LayerOutput",
     "LayerStack",
     "Linear",
     "PreNormBlock",

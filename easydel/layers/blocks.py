@@ -10,7 +10,7 @@ from flax import nnx
 from easydel.layers.attention import Attention
 from easydel.layers.mlp import GatedMLP
 from easydel.layers.norms import RMSNorm
-from easydel.layers.stack import LayerInputs
+from easydel.layers.stack import LayerInputs, LayerOutput
 
 
 class PreNormBlock(nnx.Module):
@@ -34,11 +34,11 @@ class PreNormBlock(nnx.Module):
         self.post_attention_layernorm = RMSNorm(hidden_size, **norm)
         self.mlp = mlp
 
-    def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> tuple[jax.Array, Any, Any]:
+    def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape, the updated cache and the attention weights."""
-        attended, cache, weights = self.self_attn(self.input_layernorm(hidden), inputs, cache)
-        hidden = hidden + attended
-        return hidden + self.mlp(self.post_attention_layernorm(hidden)), cache, weights
+        out = self.self_attn(self.input_layernorm(hidden), inputs, cache)
+        hidden = hidden + out.hidden
+        return out.replace(hidden=hidden + self.mlp(self.post_attention_layernorm(hidden)))
 
 
 def attention_fields(config: Any) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 from flax import nnx
 
 from easydel.layers.attention.mask import AttentionMask
+from easydel.rngs import are_for_shapes
 from easydel.sharding import constrain
 
 
@@ -19,37 +21,78 @@ class LayerInputs:
 
     Attributes:
         rotary: cosines and sines `[batch, seq, dim]`, or `None`.
-        mask: who may attend to whom.
-        index: int32 `[]`, the first slot of the caches to write; `None` without caches.
+        mask: who may attend to whom; its `offset` is the slot of the first new token, `None` if that is 0.
         output_attentions: whether layers return their attention weights (static).
     """
 
     rotary: tuple[jax.Array, jax.Array] | None
     mask: AttentionMask
-    index: jax.Array | None = None
     output_attentions: bool = field(default=False, metadata={"static": True})
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class StackOutputs:
-    """What a stack gives back; `hidden_states` holds the input of each layer."""
+class LayerOutput:
+    """What a layer gives back.
+
+    Attributes:
+        hidden: `[batch, seq, hidden]`.
+        cache: the updated cache of the layer, if there was one.
+        attention: the attention weights `[batch, heads, queries, keys]`, if asked for.
+    """
 
     hidden: jax.Array
-    caches: tuple[Any, ...] | None
-    hidden_states: tuple[jax.Array, ...]
-    attentions: tuple[jax.Array, ...]
+    cache: Any = None
+    attention: jax.Array | None = None
+
+    def replace(self, **changes: Any) -> LayerOutput:
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class StackOutput:
+    """What a stack gives back.
+
+    Attributes:
+        hidden: `[batch, seq, hidden]`, of the last layer.
+        inputs: what each layer was given, `[batch, seq, hidden]`.
+        layers: what each layer gave back, but for its hidden states.
+    """
+
+    hidden: jax.Array
+    inputs: tuple[jax.Array, ...]
+    layers: tuple[LayerOutput, ...]
+
+    def collect(self, name: str) -> tuple[Any, ...]:
+        """Return a field of all layers' outputs."""
+        return tuple(getattr(layer, name) for layer in self.layers)
 
 
 class LayerStack(nnx.List):
-    """Blocks at `0 … N-1`, each `block(hidden, inputs, cache) -> (hidden, cache, attention weights or None)`.
+    """Blocks at `0 … N-1`, each `block(hidden, inputs, cache) -> LayerOutput`.
 
     Blocks know nothing of their place, so equal ones can be stored stacked and run by a scan without any other
     code knowing.
     """
 
+    @classmethod
+    def build(cls, make: Callable[[Any], nnx.Module], kinds: Sequence[Any], rngs: nnx.Rngs) -> LayerStack:
+        """Make one block per kind; where only shapes are wanted, blocks of a kind are copies of its first.
+
+        Args:
+            make: kind → block.
+            kinds: of each layer; blocks of equal kinds differ in their numbers only.
+            rngs: the keys that `make` uses.
+        """
+        if not are_for_shapes(rngs):
+            return cls([make(kind) for kind in kinds])
+        first = {kind: nnx.split(make(kind)) for kind in dict.fromkeys(kinds)}
+        return cls([nnx.merge(*first[kind], copy=True) for kind in kinds])
+
     def run(
         self, hidden: jax.Array, inputs: LayerInputs, caches: tuple[Any, ...] | None, remat: str = "none"
-    ) -> StackOutputs:
+    ) -> StackOutput:
         """Run all blocks.
 
         Args:
@@ -59,18 +102,16 @@ class LayerStack(nnx.List):
             remat: what a block keeps for its backward pass (`config.gradient_checkpointing`).
         """
         hidden = constrain(hidden, "batch", "sequence", None)
-        new_caches, states, attentions = [], [], []
+        states, outputs = [], []
         for position, block in enumerate(self):
             states.append(hidden)
-            cache = None if caches is None else caches[position]
-            hidden, cache, weights = _run_block(block, hidden, inputs, cache, remat)
-            hidden = constrain(hidden, "batch", "sequence", None)
-            new_caches.append(cache)
-            attentions.append(weights)
-        return StackOutputs(hidden, None if caches is None else tuple(new_caches), tuple(states), tuple(attentions))
+            out = _run_block(block, hidden, inputs, None if caches is None else caches[position], remat)
+            hidden = constrain(out.hidden, "batch", "sequence", None)
+            outputs.append(out)
+        return StackOutput(hidden, tuple(states), tuple(outputs))
 
 
-def _run_block(block: Any, hidden: jax.Array, inputs: LayerInputs, cache: Any, remat: str) -> Any:
+def _run_block(block: Any, hidden: jax.Array, inputs: LayerInputs, cache: Any, remat: str) -> LayerOutput:
     if remat == "none":
         return block(hidden, inputs, cache)
     policy = {

@@ -53,8 +53,8 @@ class Decoder(EasyDeLBaseModule):
             **dtypes,
         )
         make = type(self).block_class
-        self.layers = LayerStack(
-            [make(config, kind, precision=precision, rngs=rngs, **dtypes) for kind in layer_types(config)]
+        self.layers = LayerStack.build(
+            lambda kind: make(config, kind, precision=precision, rngs=rngs, **dtypes), layer_types(config), rngs
         )
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, offset=self.norm_offset, **dtypes)
         self.rotary = RotaryEmbedding(
@@ -105,7 +105,6 @@ class Decoder(EasyDeLBaseModule):
         inputs = LayerInputs(
             rotary=self.rotary(positions, self.dtype),
             mask=mask,
-            index=mask.offset,
             output_attentions=output_attentions,
         )
         remat = self.config.gradient_checkpointing
@@ -113,9 +112,9 @@ class Decoder(EasyDeLBaseModule):
         hidden = self.norm(out.hidden)
         return BaseModelOutput(
             last_hidden_state=hidden,
-            cache=None if cache is None else cache.with_layers(out.caches or ()),
-            hidden_states=(*out.hidden_states, hidden) if output_hidden_states else None,
-            attentions=out.attentions if output_attentions else None,
+            cache=None if cache is None else cache.with_layers(out.collect("cache")),
+            hidden_states=(*out.inputs, hidden) if output_hidden_states else None,
+            attentions=out.collect("attention") if output_attentions else None,
         )
 
     def _embedded(self, input_ids: jax.Array | None, inputs_embeds: jax.Array | None) -> jax.Array:
@@ -173,7 +172,7 @@ def place_tokens(
     if cache is not None:
         if segment_ids is not None:
             raise ValueError("segment_ids cannot be used with a cache: run packed sequences without one")
-        offset = cache.index
+        offset = None if cache.is_empty else cache.index
         cache, _, positions = cache.extend(attention_mask, batch, length)
         return cache, AttentionMask(key_valid=cache.valid, offset=offset), positions
 

@@ -12,7 +12,7 @@ from flax import nnx
 from easydel.errors import UnsupportedError
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.registry import TaskType, register_config, register_module
-from easydel.layers import Attention, GatedMLP, LayerInputs, RMSNorm, attention_fields
+from easydel.layers import Attention, GatedMLP, LayerInputs, LayerOutput, RMSNorm, attention_fields
 from easydel.models.decoder import Decoder, decoder_rules, window_of
 from easydel.models.tasks import CausalLM, SequenceClassifier
 from easydel.sharding import PartitionRules
@@ -61,12 +61,12 @@ class Gemma2Block(nnx.Module):
         )
         self.post_feedforward_layernorm = norm()
 
-    def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> tuple[jax.Array, Any, Any]:
+    def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape, the updated cache and the attention weights."""
-        attended, cache, weights = self.self_attn(self.input_layernorm(hidden), inputs, cache)
-        hidden = hidden + self.post_attention_layernorm(attended)
+        out = self.self_attn(self.input_layernorm(hidden), inputs, cache)
+        hidden = hidden + self.post_attention_layernorm(out.hidden)
         transformed = self.mlp(self.pre_feedforward_layernorm(hidden))
-        return hidden + self.post_feedforward_layernorm(transformed), cache, weights
+        return out.replace(hidden=hidden + self.post_feedforward_layernorm(transformed))
 
 
 @register_module(TaskType.BASE, config=Gemma2Config)

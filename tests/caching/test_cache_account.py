@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from easydel.caching import AttentionCache, Cache
+from easydel.layers import AttentionMask
 
 
 def empty(batch: int, length: int, starts: list[int] | None = None) -> Cache:
@@ -59,27 +60,50 @@ def test_what_does_not_fit_raises(mask: np.ndarray | None, batch: int, length: i
         cache.extend(mask, batch, length)
 
 
-def test_update_writes_at_the_index_and_changes_nothing_else() -> None:
+def test_a_recurrent_model_s_account_has_no_length() -> None:
+    cache = Cache.create((), 2, None, np.asarray([1, 0], np.int32))
+    assert cache.max_length is None
+    for _ in range(3):
+        cache, new, positions = cache.extend(None, 2, 4)
+    assert np.asarray(new).all()
+    np.testing.assert_array_equal(positions, [[7, 8, 9, 10], [8, 9, 10, 11]])
+    assert cache.grow(100).index == 12
+
+
+def test_keys_are_written_at_the_offset_and_nothing_else_changes() -> None:
     layer = AttentionCache.create(2, 6, 2, 4, np.float32)
     key, value = np.random.default_rng(0).normal(size=(2, 2, 3, 2, 4)).astype(np.float32)
-    updated = layer.update(key, value, np.int32(2))
-    for got, want in ((updated.key, key), (updated.value, value)):
+    updated, keys, values, _ = layer.extend(key, value, AttentionMask(offset=np.int32(2)))
+    for got, seen, want in ((updated.key, keys, key), (updated.value, values, value)):
         np.testing.assert_array_equal(got[:, 2:5], want)
         assert not np.asarray(got)[:, [0, 1, 5]].any()
+        np.testing.assert_array_equal(seen, got)
     assert not np.asarray(layer.key).any(), "the old cache was changed"
 
 
+def test_first_tokens_see_one_another_only() -> None:
+    layer = AttentionCache.create(2, 6, 2, 4, np.float32)
+    key = np.ones((2, 3, 2, 4), np.float32)
+    valid = np.asarray([[False, True, True, False, False, False]] * 2)
+    updated, keys, _, mask = layer.extend(key, key, AttentionMask(key_valid=valid))
+    assert keys.shape[1] == mask.key_valid.shape[1] == 3
+    np.testing.assert_array_equal(updated.key[:, :3], key)
+    assert not np.asarray(updated.key)[:, 3:].any()
+
+
 def test_the_cache_keeps_its_dtype() -> None:
-    layer = AttentionCache.create(1, 4, 1, 2, "bfloat16").update(
-        np.ones((1, 1, 1, 2)), np.ones((1, 1, 1, 2)), np.int32(0)
+    ones = np.ones((1, 1, 1, 2), np.float32)
+    layer, keys, _, _ = AttentionCache.create(1, 4, 1, 2, "bfloat16").extend(
+        ones, ones, AttentionMask(offset=np.int32(0))
     )
     assert str(layer.key.dtype) == str(layer.value.dtype) == "bfloat16"
+    assert keys.dtype == np.float32
 
 
 def test_grow() -> None:
     cache, _, _ = empty(2, 4, [1, 0]).extend(None, 2, 3)
     key = np.random.default_rng(0).normal(size=(2, 3, 2, 4)).astype(np.float32)
-    cache = cache.with_layers(tuple(layer.update(key, key, np.int32(0)) for layer in cache.layers))
+    cache = cache.with_layers(tuple(layer.extend(key, key, AttentionMask())[0] for layer in cache.layers))
     grown = cache.grow(9)
     assert grown.max_length == 9
     assert int(grown.index) == 3

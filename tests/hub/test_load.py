@@ -13,12 +13,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from easydel.errors import CheckpointError
-from easydel.hub.abstract import shape_rngs
 from easydel.hub.load import load_module
 from easydel.hub.save import save_module
 from easydel.hub.transforms import TRANSPOSE, Split, Stack
 from easydel.hub.weight_map import WeightRule, build_links
 from easydel.paths import named_variables
+from easydel.rngs import shape_rngs
 from tests.hub.tiny import Backbone, Causal, Classifier, arrays, cast, same
 
 

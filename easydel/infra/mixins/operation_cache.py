@@ -41,7 +41,8 @@ class OperationCacheMixin:
         layers = [m for m in named_modules(self).values() if hasattr(m, "init_cache")]  # type: ignore[arg-type]
         with activation_mesh(getattr(self, "mesh", None) if getattr(self, "is_sharded", False) else None):
             caches: tuple[LayerCache, ...] = tuple(m.init_cache(batch_size, max_length, self.dtype) for m in layers)
-        return Cache.create(caches, batch_size, max_length, starts)
+        keeps_slots = any(getattr(cache, "keeps_slots", True) for cache in caches)
+        return Cache.create(caches, batch_size, max_length if keeps_slots else None, starts)
 
     @property
     def takes_cache(self) -> bool:

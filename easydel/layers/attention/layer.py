@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from easydel.caching import AttentionCache
+from easydel.caching import AttentionCache, SlidingCache
 from easydel.layers.attention.mechanisms import attend
 from easydel.layers.linear import Linear, normal_init
 from easydel.layers.rotary import rotate
-from easydel.layers.stack import LayerInputs
+from easydel.layers.stack import LayerInputs, LayerOutput
 from easydel.sharding import constrain
 
 
@@ -93,24 +92,26 @@ class Attention(nnx.Module):
         self.window, self.softcap = window, softcap
         self.mechanism, self.block_size, self.precision = mechanism, block_size, precision
 
-    def init_cache(self, batch_size: int, max_length: int, dtype: Any) -> AttentionCache:
-        """Make this layer's empty cache."""
+    def init_cache(self, batch_size: int, max_length: int, dtype: Any) -> AttentionCache | SlidingCache:
+        """Make this layer's empty cache: of the window's size, if there is one."""
+        if self.window is not None:
+            return SlidingCache.create(batch_size, max_length, self.window, self.num_kv_heads, self.head_dim, dtype)
         return AttentionCache.create(batch_size, max_length, self.num_kv_heads, self.head_dim, dtype)
 
     def __call__(
-        self, hidden: jax.Array, inputs: LayerInputs, cache: AttentionCache | None
-    ) -> tuple[jax.Array, AttentionCache | None, jax.Array | None]:
+        self, hidden: jax.Array, inputs: LayerInputs, cache: AttentionCache | SlidingCache | None
+    ) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape, the updated cache and (if asked for) the weights."""
         query, key, value = self._project(hidden, inputs)
+        mask = inputs.mask
         if cache is not None:
-            cache = cache.update(key, value, jnp.asarray(inputs.index))
-            key, value = cache.key.astype(query.dtype), cache.value.astype(query.dtype)
+            cache, key, value, mask = cache.extend(key, value, mask)
         active = self.dropout is not None and not self.dropout.deterministic
         out, weights = attend(
             query,
             key,
             value,
-            inputs.mask.with_window(self.window),
+            mask.with_window(self.window),
             mechanism=self.mechanism,
             scale=self.scale,
             block_size=self.block_size,
@@ -119,7 +120,7 @@ class Attention(nnx.Module):
             dropout=self.dropout if active else None,
             return_weights=inputs.output_attentions,
         )
-        return self.o_proj(out.reshape(*hidden.shape[:2], -1)), cache, weights
+        return LayerOutput(self.o_proj(out.reshape(*hidden.shape[:2], -1)), cache, weights)
 
     def _project(self, hidden: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return query, key and value, `[batch, seq, heads, head_dim]`, rotated."""

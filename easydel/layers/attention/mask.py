@@ -16,6 +16,7 @@ class AttentionMask:
     Attributes:
         key_valid: bool `[batch, keys]`, which keys hold a token; `None`: all.
         offset: int32 `[]`, the slot of the first query; `None`: 0, and known at trace time.
+        key_slots: int32 `[keys]`, the slot of each key (negative: none); `None`: its place.
         query_segments: int `[batch, queries]`; tokens see only their own segment.
         key_segments: int `[batch, keys]`.
         causal: whether a query sees no later slot (static).
@@ -24,6 +25,7 @@ class AttentionMask:
 
     key_valid: jax.Array | None = None
     offset: jax.Array | None = None
+    key_slots: jax.Array | None = None
     query_segments: jax.Array | None = None
     key_segments: jax.Array | None = None
     causal: bool = field(default=True, metadata={"static": True})
@@ -33,17 +35,38 @@ class AttentionMask:
         """Return the mask with another window."""
         return replace(self, window=window)
 
+    def over(self, slots: range | jax.Array) -> AttentionMask:
+        """Return the mask for keys that are some of the slots this mask is about, in this order.
+
+        Args:
+            slots: the first ones (a range from 0), or int32 `[keys]`, negative where a key is none.
+        """
+        if isinstance(slots, range):
+            return replace(self, key_valid=None if self.key_valid is None else self.key_valid[:, : slots.stop])
+        holds = (slots >= 0)[None]
+        if self.key_valid is not None:
+            holds &= jnp.take(self.key_valid, jnp.maximum(slots, 0), axis=1, mode="clip")
+        return replace(self, key_valid=holds, key_slots=slots)
+
+    def distances(self, queries: range, keys: range) -> jax.Array:
+        """Return how many slots each key lies before each query, int32 `[queries, keys]`; negative: after it."""
+        first = 0 if self.offset is None else self.offset
+        query_slots = first + jnp.arange(queries.start, queries.stop, dtype=jnp.int32)
+        if self.key_slots is None:
+            key_slots = jnp.arange(keys.start, keys.stop, dtype=jnp.int32)
+        else:
+            key_slots = self.key_slots[keys.start : keys.stop]
+        return query_slots[:, None] - key_slots[None, :]
+
     def visible(self, queries: range, keys: range) -> jax.Array | None:
         """Return a block of the mask, bool `[batch or 1, 1, queries, keys]`; `None`: all visible."""
         parts = []
         if self.causal or self.window is not None:
-            first = 0 if self.offset is None else self.offset
-            query_slots = first + jnp.arange(queries.start, queries.stop)[:, None]
-            key_slots = jnp.arange(keys.start, keys.stop)[None, :]
+            distances = self.distances(queries, keys)
             if self.causal:
-                parts.append((key_slots <= query_slots)[None, None])
+                parts.append((distances >= 0)[None, None])
             if self.window is not None:
-                parts.append((key_slots > query_slots - self.window)[None, None])
+                parts.append((distances < self.window)[None, None])
         if self.key_valid is not None:
             parts.append(self.key_valid[:, None, None, keys.start : keys.stop])
         if self.query_segments is not None and self.key_segments is not None:
@@ -59,7 +82,7 @@ class AttentionMask:
 
     def key_range(self, queries: range, keys: int) -> range:
         """Return the keys that a block of queries can see at all, as far as that is known at trace time."""
-        if self.offset is not None:
+        if self.offset is not None or self.key_slots is not None:
             return range(keys)
         stop = min(queries.stop, keys) if self.causal else keys
         start = 0 if self.window is None else max(0, queries.start - self.window + 1)

@@ -1,0 +1,91 @@
+"""Keys and values of the last positions that a window reaches, in a ring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+
+from easydel.caching.attention import Extended
+from easydel.sharding import constrain
+
+if TYPE_CHECKING:
+    from easydel.layers.attention import AttentionMask
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SlidingCache:
+    """One layer's ring: slot `t` of the sequence lies at `t mod size`, where it overwrites slot `t - size`.
+
+    Attributes:
+        key: `[batch, size, kv_heads, head_dim]`, `size = min(window, max_length)`.
+        value: likewise.
+        window: how many slots a query sees, itself included (static).
+    """
+
+    keeps_slots: ClassVar[bool] = True
+
+    key: jax.Array
+    value: jax.Array
+    window: int = field(metadata={"static": True})
+
+    @classmethod
+    def create(cls, batch_size: int, max_length: int, window: int, kv_heads: int, head_dim: int, dtype: Any) -> Self:
+        """Make an empty cache."""
+        shape = (batch_size, min(window, max_length), kv_heads, head_dim)
+        return cls(
+            key=_constrained(jnp.zeros(shape, dtype)), value=_constrained(jnp.zeros(shape, dtype)), window=window
+        )
+
+    @property
+    def size(self) -> int:
+        """The number of positions held."""
+        return self.key.shape[1]
+
+    def extend(self, key: jax.Array, value: jax.Array, mask: AttentionMask) -> Extended:
+        """Add new tokens; see `AttentionCache.extend`."""
+        length = key.shape[1]
+        if mask.offset is None:
+            return self._written(key, value, 0), key, value, mask.over(range(length))
+        if length == 1:  # the slot it overwrites is one that it does not see
+            updated = self._written(key, value, mask.offset)
+            slots = self._slots(mask.offset + 1)
+            return updated, updated.key.astype(key.dtype), updated.value.astype(value.dtype), mask.over(slots)
+        # The first of several new tokens still see what the last ones overwrite.
+        slots = jnp.concatenate([self._slots(mask.offset), mask.offset + jnp.arange(length, dtype=jnp.int32)])
+        keys = jnp.concatenate([self.key.astype(key.dtype), key], axis=1)
+        values = jnp.concatenate([self.value.astype(value.dtype), value], axis=1)
+        return self._written(key, value, mask.offset), keys, values, mask.over(slots)
+
+    def grow(self, max_length: int) -> Self:
+        """Return the cache for sequences of up to `max_length` positions; a full ring stays as it is."""
+        # A ring smaller than its window was as long as the sequence could get: nothing has wrapped around yet.
+        more = ((0, 0), (0, min(self.window, max_length) - self.size), (0, 0), (0, 0))
+        return self._with(jnp.pad(self.key, more), jnp.pad(self.value, more))
+
+    def _slots(self, written: jax.Array) -> jax.Array:
+        """Return the slot of the sequence that each place of the ring holds, negative where it holds none."""
+        return written - 1 - (written - 1 - jnp.arange(self.size, dtype=jnp.int32)) % self.size
+
+    def _written(self, key: jax.Array, value: jax.Array, first: Any) -> Self:
+        kept = min(key.shape[1], self.size)
+        first = first + key.shape[1] - kept
+        key, value = (new[:, -kept:].astype(self.key.dtype) for new in (key, value))
+        if kept == 1 or (isinstance(first, int) and first == 0):
+            at = (0, first % self.size, 0, 0)
+            return self._with(*(jax.lax.dynamic_update_slice(*pair, at) for pair in self._pairs(key, value)))
+        places = (first + jnp.arange(kept, dtype=jnp.int32)) % self.size
+        return self._with(*(old.at[:, places].set(new) for old, new in self._pairs(key, value)))
+
+    def _pairs(self, key: jax.Array, value: jax.Array) -> tuple[tuple[jax.Array, jax.Array], ...]:
+        return (self.key, key), (self.value, value)
+
+    def _with(self, key: jax.Array, value: jax.Array) -> Self:
+        return type(self)(key=_constrained(key), value=_constrained(value), window=self.window)
+
+
+def _constrained(x: jax.Array) -> jax.Array:
+    return constrain(x, "batch", None, "heads", None)
