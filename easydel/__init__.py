@@ -18,9 +18,14 @@ if TYPE_CHECKING:  # for type checkers and editors
     from easydel.infra.auto import AutoEasyDeLConfig as AutoEasyDeLConfig
     from easydel.infra.auto import AutoEasyDeLModel as AutoEasyDeLModel
     from easydel.infra.auto import AutoEasyDeLModelForCausalLM as AutoEasyDeLModelForCausalLM
+    from easydel.infra.auto import AutoEasyDeLModelForEmbedding as AutoEasyDeLModelForEmbedding
+    from easydel.infra.auto import AutoEasyDeLModelForMaskedLM as AutoEasyDeLModelForMaskedLM
+    from easydel.infra.auto import AutoEasyDeLModelForQuestionAnswering as AutoEasyDeLModelForQuestionAnswering
+    from easydel.infra.auto import AutoEasyDeLModelForSeq2SeqLM as AutoEasyDeLModelForSeq2SeqLM
     from easydel.infra.auto import (
         AutoEasyDeLModelForSequenceClassification as AutoEasyDeLModelForSequenceClassification,
     )
+    from easydel.infra.auto import AutoEasyDeLModelForTokenClassification as AutoEasyDeLModelForTokenClassification
     from easydel.infra.base_config import EasyDeLBaseConfig as EasyDeLBaseConfig
     from easydel.infra.base_module import EasyDeLBaseModule as EasyDeLBaseModule
     from easydel.infra.base_state import EasyDeLState as EasyDeLState
@@ -35,6 +40,11 @@ _NAMES: dict[str, str] = {
     "AutoEasyDeLModel": "easydel.infra.auto",
     "AutoEasyDeLModelForCausalLM": "easydel.infra.auto",
     "AutoEasyDeLModelForSequenceClassification": "easydel.infra.auto",
+    "AutoEasyDeLModelForEmbedding": "easydel.infra.auto",
+    "AutoEasyDeLModelForMaskedLM": "easydel.infra.auto",
+    "AutoEasyDeLModelForQuestionAnswering": "easydel.infra.auto",
+    "AutoEasyDeLModelForSeq2SeqLM": "easydel.infra.auto",
+    "AutoEasyDeLModelForTokenClassification": "easydel.infra.auto",
     "CheckpointError": "easydel.errors",
     "CompilationCounter": "easydel.infra.compilation",
     "EasyDeLBaseConfig": "easydel.infra.base_config",

@@ -7,15 +7,20 @@ from typing import Any
 
 import jax
 
+LOSS_ARGUMENTS = ("labels", "loss_config")
 _KINDS = inspect.Parameter
 
 
 def forward_parameters(model: Any) -> dict[str, inspect.Parameter]:
-    """Return the named parameters of the model's `__call__`, without `self` and `**kwargs`."""
-    parameters = inspect.signature(type(model).__call__).parameters
-    named = {n: p for n, p in parameters.items() if p.kind in (_KINDS.POSITIONAL_OR_KEYWORD, _KINDS.KEYWORD_ONLY)}
-    named.pop("self", None)
-    return named
+    """Return the named parameters of the model's `__call__`, without `self` and `**kwargs`.
+
+    A class that passes its `**kwargs` on to its `backbone_class` takes what that takes, and what gives the loss.
+    """
+    named, backbone = _named(type(model)), _backbone(type(model))
+    if backbone is None:
+        return named
+    inner = _named(backbone)
+    return {n: p for n, p in named.items() if n in inner or n in LOSS_ARGUMENTS} | inner
 
 
 def takes(model: Any, name: str) -> bool:
@@ -24,9 +29,23 @@ def takes(model: Any, name: str) -> bool:
 
 
 def takes_anything(model: Any) -> bool:
-    """Whether the forward pass has `**kwargs`."""
-    parameters = inspect.signature(type(model).__call__).parameters.values()
-    return any(p.kind is _KINDS.VAR_KEYWORD for p in parameters)
+    """Whether the forward pass has `**kwargs` that could be anything."""
+    return _has_kwargs(_backbone(type(model)) or type(model))
+
+
+def _named(cls: type) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(cls.__call__).parameters
+    named = {n: p for n, p in parameters.items() if p.kind in (_KINDS.POSITIONAL_OR_KEYWORD, _KINDS.KEYWORD_ONLY)}
+    named.pop("self", None)
+    return named
+
+
+def _has_kwargs(cls: type) -> bool:
+    return any(p.kind is _KINDS.VAR_KEYWORD for p in inspect.signature(cls.__call__).parameters.values())
+
+
+def _backbone(cls: type) -> type | None:
+    return getattr(cls, "backbone_class", None) if _has_kwargs(cls) else None
 
 
 def logits_of(outputs: Any) -> jax.Array:

@@ -45,12 +45,18 @@ class BaseModelOutput(ModelOutput):
         cache: the updated cache, if one was given.
         hidden_states: if asked for: the embeddings, each layer's output, the last one after the final norm.
         attentions: if asked for: per layer the weights, `[batch, heads, query, key]`.
+        router_logits: of models with experts: per layer what the router says, `[batch, seq, experts]`.
     """
 
     last_hidden_state: jax.Array | None = None
     cache: Any = None
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None
+    router_logits: tuple[jax.Array, ...] | None = None
+
+    def carried(self) -> dict[str, Any]:
+        """Return what a head passes on as it is."""
+        return {name: self[name] for name in self.keys() if name != "last_hidden_state"}
 
 
 @_pytree
@@ -62,6 +68,7 @@ class CausalLMOutput(ModelOutput):
     cache: Any = None
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None
+    router_logits: tuple[jax.Array, ...] | None = None
     auxiliary_loss: jax.Array | None = None
 
 
@@ -74,7 +81,17 @@ class SequenceClassifierOutput(ModelOutput):
     cache: Any = None
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None
-    auxiliary_loss: jax.Array | None = None
+
+
+@_pytree
+class TokenClassifierOutput(ModelOutput):
+    """Output of a token classifier: `logits` `[batch, seq, labels]` in the compute dtype, `loss` float32 `[]`."""
+
+    logits: jax.Array | None = None
+    loss: jax.Array | None = None
+    cache: Any = None
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
 
 
 @_pytree

@@ -36,7 +36,8 @@ class WeightRule:
     """One line of a weight map: names in the file (`.`) ↔ paths in the module (`/`).
 
     `{i}` stands for one segment. A rule matches the *end* of a path, at a segment boundary; what comes before follows
-    the plain rule. With `transform=None` it is a rename of a module: it matches anywhere, and the leaf stays plain.
+    the other rules. With `transform=None` it is a rename of a module: it matches anywhere, and the leaf stays plain.
+    All renames that match are applied, in order.
     A placeholder that only the source has counts along the target's leading axis (`Stack`).
 
     Attributes:
@@ -160,7 +161,7 @@ def _ruled(path: str, shapes: Mapping[str, Shape], rules: Sequence[_Scoped]) -> 
         if absent := [target for target in targets if target not in shapes]:
             raise ValueError(f"the weight rule {rule.source!r} for {path!r} also needs {', '.join(absent)}")
         target_shapes = tuple(shapes[target] for target in targets)
-        start = head.replace("/", ".")
+        start = _renamed(head, rules)
         sources = tuple(name for source in rule.sources for name in _expand(start + source, groups, target_shapes[0]))
         yield Link(sources, targets, rule.transform, tuple(rule.transform.source_shapes(target_shapes)), target_shapes)
 
@@ -174,15 +175,15 @@ def _expand(source: str, groups: Mapping[str, str], shape: Shape) -> list[str]:
 
 
 def _renamed(path: str, rules: Sequence[_Scoped]) -> str:
-    """Apply the first module rename that matches, then turn the path into a dotted name."""
-    for scoped in rules:
+    """Apply the module renames, each once, then turn the path into a dotted name."""
+    # Those of inner modules first: their scopes are paths as they are here.
+    for scoped in sorted(rules, key=lambda scoped: -len(scoped.scope)):
         start = len(scoped.scope) + 1 if scoped.scope else 0
         if scoped.rule.transform is not None or (scoped.scope and not path.startswith(f"{scoped.scope}/")):
             continue
         if match := scoped.patterns[0].search(path, start):
             new = scoped.rule.sources[0].format(**match.groupdict())
             path = path[: match.start()] + new + path[match.end() :]
-            break
     return path.replace("/", ".")
 
 

@@ -71,3 +71,33 @@ class AutoEasyDeLModelForSequenceClassification(AutoEasyDeLModel):
     """Loads the sequence classifier of any known `model_type`."""
 
     task = TaskType.SEQUENCE_CLASSIFICATION
+
+
+class AutoEasyDeLModelForSeq2SeqLM(AutoEasyDeLModel):
+    """Loads the encoder-decoder language model of any known `model_type`."""
+
+    task = TaskType.SEQ2SEQ
+
+
+class AutoEasyDeLModelForMaskedLM(AutoEasyDeLModel):
+    """Loads the masked language model of any known `model_type`."""
+
+    task = TaskType.MASKED_LM
+
+
+class AutoEasyDeLModelForTokenClassification(AutoEasyDeLModel):
+    """Loads the token classifier of any known `model_type`."""
+
+    task = TaskType.TOKEN_CLASSIFICATION
+
+
+class AutoEasyDeLModelForQuestionAnswering(AutoEasyDeLModel):
+    """Loads the extractive question answerer of any known `model_type`."""
+
+    task = TaskType.QUESTION_ANSWERING
+
+
+class AutoEasyDeLModelForEmbedding(AutoEasyDeLModel):
+    """Loads the embedding model of any known `model_type`."""
+
+    task = TaskType.EMBEDDING

@@ -36,7 +36,12 @@ class TaskType(StrEnum):
 SUFFIXES: dict[TaskType, str] = {
     TaskType.BASE: "Model",
     TaskType.CAUSAL_LM: "ForCausalLM",
+    TaskType.SEQ2SEQ: "ForConditionalGeneration",
+    TaskType.MASKED_LM: "ForMaskedLM",
     TaskType.SEQUENCE_CLASSIFICATION: "ForSequenceClassification",
+    TaskType.TOKEN_CLASSIFICATION: "ForTokenClassification",
+    TaskType.QUESTION_ANSWERING: "ForQuestionAnswering",
+    TaskType.EMBEDDING: "ForEmbedding",
 }
 
 # model_type -> (module, class name prefix, tasks). Class names follow transformers: prefix + suffix of the task.

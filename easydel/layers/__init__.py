@@ -2,15 +2,16 @@
 
 from easydel.layers.activations import activation
 from easydel.layers.attention import Attention, AttentionMask
-from easydel.layers.blocks import PreNormBlock, attention_fields
+from easydel.layers.blocks import PreNormBlock, attention_fields, mlp_fields
 from easydel.layers.embedding import Embed
 from easydel.layers.linear import Linear
-from easydel.layers.mlp import GatedMLP
+from easydel.layers.mlp import MLP, GatedMLP
 from easydel.layers.norms import RMSNorm
 from easydel.layers.rotary import RotaryEmbedding
 from easydel.layers.stack import LayerInputs, LayerOutput, LayerStack
 
 __all__ = [
+    "MLP",
     "Attention",
     "AttentionMask",
     "Embed",
@@ -24,4 +25,5 @@ __all__ = [
     "RotaryEmbedding",
     "activation",
     "attention_fields",
+    "mlp_fields",
 ]

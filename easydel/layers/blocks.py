@@ -53,3 +53,13 @@ def attention_fields(config: Any) -> dict[str, Any]:
         "dropout": config.attention_dropout or 0.0,
         "init_stddev": config.initializer_range,
     }
+
+
+def mlp_fields(config: Any) -> dict[str, Any]:
+    """Return the arguments of `GatedMLP` that are the same fields in nearly every Hugging Face config."""
+    return {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "act": config.hidden_act,
+        "init_stddev": config.initializer_range,
+    }

@@ -49,3 +49,38 @@ class GatedMLP(nnx.Module):
         """Map `[batch, seq, hidden]` to the same shape."""
         hidden = self.act(self.gate_proj(x)) * self.up_proj(x)
         return self.down_proj(constrain(hidden, "batch", "sequence", "mlp"))
+
+
+class MLP(nnx.Module):
+    """`down(act(up(x)))`.
+
+    Args:
+        hidden_size: size of the input and output.
+        intermediate_size: size between the two.
+        act: name of the activation.
+        use_bias: whether both projections have a bias.
+        init_stddev: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        act: str,
+        use_bias: bool = True,
+        init_stddev: float = 0.02,
+        dtype: Any,
+        param_dtype: Any,
+        precision: Any,
+        rngs: nnx.Rngs,
+    ) -> None:
+        options: dict[str, Any] = {"use_bias": use_bias, "kernel_init": normal_init(init_stddev), "rngs": rngs}
+        options |= {"dtype": dtype, "param_dtype": param_dtype, "precision": precision}
+        self.up_proj = Linear(hidden_size, intermediate_size, **options)
+        self.down_proj = Linear(intermediate_size, hidden_size, **options)
+        self.act = activation(act)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[batch, seq, hidden]` to the same shape."""
+        return self.down_proj(constrain(self.act(self.up_proj(x)), "batch", "sequence", "mlp"))

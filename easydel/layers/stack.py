@@ -22,11 +22,14 @@ class LayerInputs:
     Attributes:
         rotary: cosines and sines `[batch, seq, dim]`, or `None`.
         mask: who may attend to whom; its `offset` is the slot of the first new token, `None` if that is 0.
+        tokens: bool `[batch, seq]`, which of the new places hold a token (the rest is padding); `None`: all. For layers
+            that carry a state along.
         output_attentions: whether layers return their attention weights (static).
     """
 
     rotary: tuple[jax.Array, jax.Array] | None
     mask: AttentionMask
+    tokens: jax.Array | None = None
     output_attentions: bool = field(default=False, metadata={"static": True})
 
 
@@ -39,11 +42,13 @@ class LayerOutput:
         hidden: `[batch, seq, hidden]`.
         cache: the updated cache of the layer, if there was one.
         attention: the attention weights `[batch, heads, queries, keys]`, if asked for.
+        router_logits: of a layer with experts, `[batch, seq, experts]`.
     """
 
     hidden: jax.Array
     cache: Any = None
     attention: jax.Array | None = None
+    router_logits: jax.Array | None = None
 
     def replace(self, **changes: Any) -> LayerOutput:
         """Return a copy with some fields changed."""
@@ -65,8 +70,8 @@ class StackOutput:
     layers: tuple[LayerOutput, ...]
 
     def collect(self, name: str) -> tuple[Any, ...]:
-        """Return a field of all layers' outputs."""
-        return tuple(getattr(layer, name) for layer in self.layers)
+        """Return a field of all layers' outputs, of those that have it."""
+        return tuple(value for layer in self.layers if (value := getattr(layer, name)) is not None)
 
 
 class LayerStack(nnx.List):

@@ -22,15 +22,13 @@ from easydel.sharding import PartitionRules
 class Decoder(EasyDeLBaseModule):
     """Embeddings, a stack of blocks and a final norm.
 
-    A family sets `block_class`, called as `block_class(config, layer_type, dtype=…, param_dtype=…, precision=…,
-    rngs=…)` for each entry of `config.layer_types`.
+    A family sets `block_class`, called as `block_class(config, kind, dtype=…, param_dtype=…, precision=…, rngs=…)` for
+    each of `layer_kinds(config)`, and overrides what else is its own: `make_norm`, `make_rotary`, `embed`, `place`.
     """
 
     block_class: ClassVar[Callable[..., nnx.Module]]
     base_model_prefix: ClassVar[str] = "model"
     harmless_extras: ClassVar[tuple[str, ...]] = (r"rotary_emb\.inv_freq$",)
-    norm_offset: ClassVar[float] = 0.0
-    partial_rotary: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -42,7 +40,7 @@ class Decoder(EasyDeLBaseModule):
     ) -> None:
         super().__init__(config, dtype, param_dtype, precision, rngs)
         rngs = nnx.Rngs(0) if rngs is None else rngs
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes = self.dtypes
         self.embed_tokens = Embed(
             config.vocab_size,
             config.hidden_size,
@@ -54,19 +52,43 @@ class Decoder(EasyDeLBaseModule):
         )
         make = type(self).block_class
         self.layers = LayerStack.build(
-            lambda kind: make(config, kind, precision=precision, rngs=rngs, **dtypes), layer_types(config), rngs
+            lambda kind: make(config, kind, precision=precision, rngs=rngs, **dtypes), self.layer_kinds(config), rngs
         )
-        self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, offset=self.norm_offset, **dtypes)
-        self.rotary = RotaryEmbedding(
-            config.rope_parameters,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            max_position_embeddings=config.max_position_embeddings,
-            partial=self.partial_rotary,
+        self.norm = self.make_norm()
+        self.rotary = self.make_rotary()
+
+    @property
+    def dtypes(self) -> dict[str, Any]:
+        """The arguments `dtype` and `param_dtype` of layers."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+    @staticmethod
+    def layer_kinds(config: Any) -> list[Any]:
+        """Return what tells each layer from the others: here `layer_types`."""
+        return layer_types(config)
+
+    def make_norm(self) -> nnx.Module:
+        """Make the norm after the last layer."""
+        return RMSNorm(self.config.hidden_size, epsilon=self.config.rms_norm_eps, **self.dtypes)
+
+    def make_rotary(self) -> RotaryEmbedding | None:
+        """Make the rotary positions of all layers; `None` if there are none."""
+        return RotaryEmbedding(
+            self.config.rope_parameters,
+            head_dim=getattr(self.config, "head_dim", None)
+            or self.config.hidden_size // self.config.num_attention_heads,
+            max_position_embeddings=self.config.max_position_embeddings,
+            partial=False,
         )
 
     def embed(self, input_ids: jax.Array) -> jax.Array:
-        """Map token ids `[batch, seq]` to the first hidden states `[batch, seq, hidden]`."""
+        """Map token ids `[batch, seq]` to vectors `[batch, seq, hidden]`."""
         return self.embed_tokens(input_ids)
+
+    def place(self, hidden: jax.Array, positions: jax.Array) -> jax.Array:
+        """Give embedded tokens what their positions `[batch, seq]` add to them: nothing, if layers rotate."""
+        del positions
+        return hidden
 
     def __call__(
         self,
@@ -100,11 +122,13 @@ class Decoder(EasyDeLBaseModule):
             output_attentions = bool(self.config.output_attentions)
         hidden = self._embedded(input_ids, inputs_embeds)
         batch, length = hidden.shape[:2]
-        cache, mask, positions = place_tokens(attention_mask, segment_ids, cache, batch, length)
+        cache, mask, tokens, positions = place_tokens(attention_mask, segment_ids, cache, batch, length)
         positions = positions if position_ids is None else jnp.broadcast_to(jnp.asarray(position_ids), (batch, length))
+        hidden = self.place(hidden, positions)
         inputs = LayerInputs(
-            rotary=self.rotary(positions, self.dtype),
+            rotary=None if self.rotary is None else self.rotary(positions, self.dtype),
             mask=mask,
+            tokens=tokens,
             output_attentions=output_attentions,
         )
         remat = self.config.gradient_checkpointing
@@ -115,6 +139,7 @@ class Decoder(EasyDeLBaseModule):
             cache=None if cache is None else cache.with_layers(out.collect("cache")),
             hidden_states=(*out.inputs, hidden) if output_hidden_states else None,
             attentions=out.collect("attention") if output_attentions else None,
+            router_logits=out.collect("router_logits") or None,
         )
 
     def _embedded(self, input_ids: jax.Array | None, inputs_embeds: jax.Array | None) -> jax.Array:
@@ -163,8 +188,8 @@ def decoder_rules() -> PartitionRules:
 
 def place_tokens(
     attention_mask: jax.Array | None, segment_ids: jax.Array | None, cache: Cache | None, batch: int, length: int
-) -> tuple[Cache | None, AttentionMask, jax.Array]:
-    """Return the cache (its account extended), the attention mask and the positions of new tokens."""
+) -> tuple[Cache | None, AttentionMask, jax.Array | None, jax.Array]:
+    """Return the cache (its account extended), the mask, which places hold tokens, and the new tokens' positions."""
     if attention_mask is not None:
         attention_mask = jnp.asarray(attention_mask)
         if attention_mask.ndim != 2 or attention_mask.shape[0] != batch:
@@ -173,8 +198,8 @@ def place_tokens(
         if segment_ids is not None:
             raise ValueError("segment_ids cannot be used with a cache: run packed sequences without one")
         offset = None if cache.is_empty else cache.index
-        cache, _, positions = cache.extend(attention_mask, batch, length)
-        return cache, AttentionMask(key_valid=cache.valid, offset=offset), positions
+        cache, tokens, positions = cache.extend(attention_mask, batch, length)
+        return cache, AttentionMask(key_valid=cache.valid, offset=offset), tokens, positions
 
     if attention_mask is not None and attention_mask.shape[1] != length:
         raise ValueError(f"attention_mask of shape {attention_mask.shape} does not fit [batch={batch}, seq={length}]")
@@ -185,7 +210,7 @@ def place_tokens(
         segment_ids = jnp.asarray(segment_ids)
         running = running - _before_segment(running - counted, segment_ids)
     mask = AttentionMask(key_valid=valid, query_segments=segment_ids, key_segments=segment_ids)
-    return None, mask, jnp.maximum(running - 1, 0)
+    return None, mask, valid, jnp.maximum(running - 1, 0)
 
 
 def _before_segment(before: jax.Array, segment_ids: jax.Array) -> jax.Array:

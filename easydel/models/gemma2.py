@@ -74,7 +74,10 @@ class Gemma2Model(Decoder):
     """The Gemma 2 backbone."""
 
     block_class = Gemma2Block
-    norm_offset = 1.0
+
+    def make_norm(self) -> RMSNorm:
+        """Make the norm after the last layer."""
+        return RMSNorm(self.config.hidden_size, epsilon=self.config.rms_norm_eps, offset=1.0, **self.dtypes)
 
     def embed(self, input_ids: jax.Array) -> jax.Array:
         """Map token ids to embeddings times `sqrt(hidden_size)`, the factor rounded to their dtype."""

@@ -8,7 +8,7 @@ import transformers
 
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.registry import TaskType, register_config, register_module
-from easydel.layers import Attention, GatedMLP, PreNormBlock, attention_fields
+from easydel.layers import Attention, GatedMLP, PreNormBlock, attention_fields, mlp_fields
 from easydel.models.decoder import Decoder, decoder_rules
 from easydel.models.tasks import CausalLM, SequenceClassifier
 from easydel.sharding import PartitionRules
@@ -32,14 +32,7 @@ class LlamaBlock(PreNormBlock):
         bias = config.attention_bias
         super().__init__(
             Attention(**attention_fields(config), qkv_bias=bias, out_bias=bias, **options),
-            GatedMLP(
-                config.hidden_size,
-                config.intermediate_size,
-                act=config.hidden_act,
-                use_bias=config.mlp_bias,
-                init_stddev=config.initializer_range,
-                **options,
-            ),
+            GatedMLP(**mlp_fields(config), use_bias=config.mlp_bias, **options),
             hidden_size=config.hidden_size,
             epsilon=config.rms_norm_eps,
             dtype=dtype,

@@ -8,7 +8,7 @@ import transformers
 
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.registry import TaskType, register_config, register_module
-from easydel.layers import Attention, GatedMLP, PreNormBlock, attention_fields
+from easydel.layers import Attention, GatedMLP, PreNormBlock, attention_fields, mlp_fields
 from easydel.models.decoder import Decoder, decoder_rules
 from easydel.models.tasks import CausalLM, SequenceClassifier
 from easydel.sharding import PartitionRules
@@ -31,13 +31,7 @@ class MistralBlock(PreNormBlock):
         del layer_type  # all layers are alike
         super().__init__(
             Attention(**attention_fields(config), window=config.sliding_window, **options),
-            GatedMLP(
-                config.hidden_size,
-                config.intermediate_size,
-                act=config.hidden_act,
-                init_stddev=config.initializer_range,
-                **options,
-            ),
+            GatedMLP(**mlp_fields(config), **options),
             hidden_size=config.hidden_size,
             epsilon=config.rms_norm_eps,
             dtype=dtype,

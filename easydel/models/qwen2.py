@@ -8,7 +8,7 @@ import transformers
 
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.registry import TaskType, register_config, register_module
-from easydel.layers import Attention, GatedMLP, PreNormBlock, attention_fields
+from easydel.layers import Attention, GatedMLP, PreNormBlock, attention_fields, mlp_fields
 from easydel.models.decoder import Decoder, decoder_rules, window_of
 from easydel.models.tasks import CausalLM, SequenceClassifier
 from easydel.sharding import PartitionRules
@@ -30,13 +30,7 @@ class Qwen2Block(PreNormBlock):
         options |= {"dtype": dtype, "param_dtype": param_dtype}
         super().__init__(
             Attention(**attention_fields(config), qkv_bias=True, window=window_of(config, layer_type), **options),
-            GatedMLP(
-                config.hidden_size,
-                config.intermediate_size,
-                act=config.hidden_act,
-                init_stddev=config.initializer_range,
-                **options,
-            ),
+            GatedMLP(**mlp_fields(config), **options),
             hidden_size=config.hidden_size,
             epsilon=config.rms_norm_eps,
             dtype=dtype,

@@ -8,7 +8,7 @@ import transformers
 
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.registry import TaskType, register_config, register_module
-from easydel.layers import Attention, GatedMLP, PreNormBlock, RMSNorm, attention_fields
+from easydel.layers import Attention, GatedMLP, PreNormBlock, RMSNorm, attention_fields, mlp_fields
 from easydel.models.decoder import Decoder, decoder_rules, window_of
 from easydel.models.tasks import CausalLM, SequenceClassifier
 from easydel.sharding import PartitionRules
@@ -38,13 +38,7 @@ class Qwen3Block(PreNormBlock):
             Attention(
                 **attention_fields(config), qkv_bias=bias, out_bias=bias, window=window, qk_norm=head_norm, **options
             ),
-            GatedMLP(
-                config.hidden_size,
-                config.intermediate_size,
-                act=config.hidden_act,
-                init_stddev=config.initializer_range,
-                **options,
-            ),
+            GatedMLP(**mlp_fields(config), **options),
             hidden_size=config.hidden_size,
             epsilon=config.rms_norm_eps,
             dtype=dtype,

@@ -11,53 +11,62 @@ def rope(kind: str, **parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 1000.0, **parameters}}
 
 
-_YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
 _LONG = {
     "short_factor": [1.0, 1.1, 1.3, 1.6],
     "long_factor": [1.2, 2.0, 3.5, 6.0],
     "original_max_position_embeddings": 16,
 }
 _LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
-_CROSSING = (12, 24)
+_CROSSING = {"lengths": (12, 24), "proofs": {"padding", "generate"}}
 
 _VARIANTS = (
-    Variant("mha", {"num_key_value_heads": 4}, thorough=True, generate=True),
-    Variant("gqa", thorough=True, generate=True),
-    Variant("mqa", {"num_key_value_heads": 1}, generate=True),
-    Variant("attention_bias", {"attention_bias": True}, generate=True),
+    Variant("gqa"),
+    Variant("mha", {"num_key_value_heads": 4}, thorough=True, proofs={"sharding"}),
+    Variant("mqa", {"num_key_value_heads": 1}, proofs={"generate"}),
+    Variant("attention_bias", {"attention_bias": True}, proofs={"generate"}),
     Variant("mlp_bias", {"mlp_bias": True}),
-    Variant("tied", {"tie_word_embeddings": True, "pad_token_id": 0}, thorough=True, generate=True),
-    Variant("head_dim", {"head_dim": 12, "attention_bias": True, "mlp_bias": True}, thorough=True, generate=True),
+    Variant(
+        "tied",
+        {"tie_word_embeddings": True, "pad_token_id": 0},
+        thorough=True,
+        proofs={"sharding", "bfloat16"},
+    ),
+    Variant(
+        "head_dim",
+        {"head_dim": 12, "attention_bias": True, "mlp_bias": True},
+        thorough=True,
+        proofs={"sharding"},
+    ),
     Variant("gelu", {"hidden_act": "gelu"}),
     Variant("gelu_tanh", {"hidden_act": "gelu_pytorch_tanh"}),
     Variant("relu", {"hidden_act": "relu"}),
     Variant("norm_eps", {"rms_norm_eps": 0.1}),
     Variant("theta", rope("default") | {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}),
     Variant("twelve_layers", {"num_hidden_layers": 12}),
-    Variant("linear", rope("linear", factor=4.0), generate=True),
-    Variant(
-        "dynamic",
-        rope("dynamic", factor=4.0) | {"max_position_embeddings": 16},
-        lengths=_CROSSING,
-        cache=False,
-        generate=True,
-    ),
-    Variant("yarn", rope("yarn", **_YARN), thorough=True, generate=True),
-    Variant("yarn_mscale", rope("yarn", **_YARN, mscale=0.7, mscale_all_dim=1.3)),
-    Variant("yarn_mscale_alone", rope("yarn", **_YARN, mscale=0.7)),
-    Variant("yarn_attention_factor", rope("yarn", **_YARN, attention_factor=1.4)),
-    Variant("yarn_truncate", rope("yarn", **_YARN, truncate=False)),
-    Variant("yarn_betas", rope("yarn", **_YARN, beta_fast=4.0, beta_slow=0.5)),
+    Variant("linear", rope("linear", factor=4.0), proofs={"generate"}),
+    Variant("dynamic", rope("dynamic", factor=4.0) | {"max_position_embeddings": 16}, **_CROSSING),
+    Variant("yarn", rope("yarn", **YARN), thorough=True),
+    Variant("yarn_mscale", rope("yarn", **YARN, mscale=0.7, mscale_all_dim=1.3)),
+    Variant("yarn_mscale_alone", rope("yarn", **YARN, mscale=0.7)),
+    Variant("yarn_attention_factor", rope("yarn", **YARN, attention_factor=1.4)),
+    Variant("yarn_truncate", rope("yarn", **YARN, truncate=False)),
+    Variant("yarn_betas", rope("yarn", **YARN, beta_fast=4.0, beta_slow=0.5)),
     Variant("yarn_no_factor", rope("yarn", factor=None, original_max_position_embeddings=16)),
-    Variant("longrope", rope("longrope", **_LONG), lengths=_CROSSING, cache=False, generate=True),
-    Variant("longrope_factor", rope("longrope", **_LONG, factor=6.0), lengths=_CROSSING, cache=False),
+    Variant("longrope", rope("longrope", **_LONG), **_CROSSING),
+    Variant("longrope_factor", rope("longrope", **_LONG, factor=6.0), lengths=(12, 24), proofs={"padding"}),
     Variant(
-        "longrope_attention_factor", rope("longrope", **_LONG, attention_factor=1.4), lengths=_CROSSING, cache=False
+        "longrope_attention_factor",
+        rope("longrope", **_LONG, attention_factor=1.4),
+        lengths=(12, 24),
+        proofs={"padding"},
     ),
-    Variant("llama3", rope("llama3", **_LLAMA3), thorough=True, generate=True),
+    Variant("llama3", rope("llama3", **_LLAMA3), thorough=True),
     Variant("legacy_linear", legacy={"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 500.0}),
     Variant(
-        "legacy_llama3", legacy={"rope_scaling": {"rope_type": "llama3", **_LLAMA3}, "rope_theta": 500.0}, generate=True
+        "legacy_llama3",
+        legacy={"rope_scaling": {"rope_type": "llama3", **_LLAMA3}, "rope_theta": 500.0},
+        proofs={"generate"},
     ),
     Variant("legacy_theta", legacy={"rope_scaling": None, "rope_theta": 77.0}),
 )
@@ -65,11 +74,6 @@ _VARIANTS = (
 LLAMA = Family(
     name="llama",
     theirs={
-        "base": "LlamaModel",
-        "causal-lm": "LlamaForCausalLM",
-        "sequence-classification": "LlamaForSequenceClassification",
-    },
-    ours={
         "base": "LlamaModel",
         "causal-lm": "LlamaForCausalLM",
         "sequence-classification": "LlamaForSequenceClassification",
@@ -124,4 +128,9 @@ LLAMA = Family(
         "pretraining_tp": "transformers' Llama does not read it any more",
         "attention_dropout": "of training: test_attention_dropout_is_active_in_training_only",
     },
+    refused=(
+        ({"hidden_act": "snake"}, "not supported"),
+        (rope("axial"), "axial"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
+    ),
 )

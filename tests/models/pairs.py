@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 
 import easydel
+from tests.models.inputs import as_torch, given, labels
 from tests.models.table import FAMILIES, Family, Variant
 
 torch.set_num_threads(1)
@@ -29,6 +29,20 @@ def close(got: Any, want: Any, tolerance: float, what: str = "") -> None:
     assert np.isfinite(got).all(), f"{what}: not finite"
     error = np.abs(got - want).max() / max(np.abs(want).max(), 1e-30)
     assert error <= tolerance, f"{what}: relative error {error:.2e} > {tolerance:.0e}"
+
+
+def same_outputs(got: Any, want: Any, tolerance: float) -> list[str]:
+    """Compare everything that transformers' output holds, caches aside; return the names."""
+    names = [name for name in want if name not in ("past_key_values", "cache_params")]
+    for name in names:
+        one, other = got[name], want[name]
+        if isinstance(other, tuple):
+            assert len(one) == len(other), name
+            for layer, (ours, theirs) in enumerate(zip(one, other, strict=True)):
+                close(ours, theirs, tolerance, f"{name}[{layer}]")
+        else:
+            close(one, other, tolerance, name)
+    return names
 
 
 def array(x: Any) -> np.ndarray:
@@ -71,6 +85,7 @@ class Pair:
 
     family: Family
     variant: Variant
+    task: str
     folder: Path
     hf: Any
     ours: Any
@@ -85,29 +100,34 @@ class Pair:
         low = 4  # leaves tokens that stand for padding and ends
         return np.random.default_rng(seed).integers(low, self.hf.config.vocab_size, (batch, length)).astype(np.int32)
 
+    def rows(self, lengths: tuple[int, ...]) -> list[np.ndarray]:
+        return [self.ids(1, length, seed=length)[0] for length in lengths]
 
-def as_torch(inputs: dict[str, Any]) -> dict[str, Any]:
-    def convert(value: Any) -> Any:
-        tensor = torch.from_numpy(np.array(value))
-        return tensor if tensor.is_floating_point() else tensor.long()
+    def inputs(self, ids: np.ndarray, mask: np.ndarray | None = None) -> dict[str, Any]:
+        """Return what the forward pass of this task takes."""
+        return given(self.task, ids, mask)
 
-    return {k: convert(v) if isinstance(v, np.ndarray | jax.Array) else v for k, v in inputs.items()}
+    def labelled(self, ids: np.ndarray, mask: np.ndarray | None = None) -> dict[str, Any]:
+        """Return the inputs and labels for them."""
+        everywhere = np.ones_like(ids) if mask is None else mask
+        return self.inputs(ids, mask) | labels(self.task, ids, everywhere, self.hf.config.num_labels)
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     """Give every parameter numbers that matter, norms and biases included."""
     generator = torch.Generator().manual_seed(seed)
+    norms = {f"{name}.weight" for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
                 parameter.copy_(noise * 1.3 * parameter.shape[-1] ** -0.5)
             else:
-                parameter.copy_((1.0 if name.endswith("norm.weight") else 0.0) + 0.3 * noise)
+                parameter.copy_((1.0 if name in norms else 0.0) + 0.3 * noise)
 
 
 def build_hf(family: Family, task: str, config: dict[str, Any], seed: int = 0) -> Any:
-    cls = getattr(transformers, family.theirs[task])
+    cls = getattr(transformers, family.class_name(task, "theirs"))
     model = cls._from_config(cls.config_class(**copy.deepcopy(config)), attn_implementation="eager")
     randomise(model, seed)
     return model.eval()
@@ -123,12 +143,12 @@ def write(model: Any, folder: Path, legacy: Any = None, **options: Any) -> None:
 
 
 def load_hf(family: Family, task: str, folder: Path, **options: Any) -> Any:
-    cls = getattr(transformers, family.theirs[task])
+    cls = getattr(transformers, family.class_name(task, "theirs"))
     return cls.from_pretrained(folder, attn_implementation="eager", **options).eval()
 
 
 def load_ours(family: Family, task: str, folder: Path, **options: Any) -> Any:
-    return getattr(easydel, family.ours[task]).from_pretrained(folder, **options)
+    return getattr(easydel, family.class_name(task, "ours")).from_pretrained(folder, **options)
 
 
 @functools.cache
@@ -136,36 +156,26 @@ def workplace() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="parity-")
 
 
-@functools.cache
-def pair(family: str, variant: str, task: str = "causal-lm", fields: str = "{}") -> Pair:
+def pair(family: str, variant: str, task: str = "", **fields: Any) -> Pair:
     """Return both models of a variant, built once per process.
 
     Args:
         family: its name in the table.
         variant: its name in the family.
-        task: which of the family's classes.
-        fields: further fields of the config, as JSON.
+        task: which of the family's classes; its main task's by default.
+        **fields: further fields of the config.
     """
+    return _pair(family, variant, task or FAMILIES[family].main_task, json.dumps(fields, sort_keys=True))
+
+
+@functools.cache
+def _pair(family: str, variant: str, task: str, fields: str) -> Pair:
     entry = FAMILIES[family]
     row = entry.variant(variant)
-    config = {**entry.config, **row.config, **json.loads(fields)}
     folder = Path(tempfile.mkdtemp(dir=workplace().name))
-    hf = build_hf(entry, task, config)
+    hf = build_hf(entry, task, {**entry.config, **row.config, **json.loads(fields)})
     write(hf, folder, row.legacy)
     if row.legacy is not None:
         hf = load_hf(entry, task, folder)
     ours = load_ours(entry, task, folder)
-    return Pair(entry, row, folder, hf, ours, Jitted(ours))
-
-
-def pad(rows: list[np.ndarray], width: int, *, left: bool, token: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids and mask, `[batch, width]`, of rows of different lengths."""
-    ids, mask = np.full((len(rows), width), token, np.int32), np.zeros((len(rows), width), np.int32)
-    for index, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[index, place], mask[index, place] = row, 1
-    return ids, mask
-
-
-def int32(values: Any) -> jax.Array:
-    return jnp.asarray(values, jnp.int32)
+    return Pair(entry, row, task, folder, hf, ours, Jitted(ours))

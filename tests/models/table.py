@@ -1,13 +1,16 @@
-"""The table of families: whom each is compared with, and in which variants.
+"""The table of families: whom each is compared with, in which variants, and what is proved of them.
 
-A new family is one more `Family` in its own file and one more line in `FAMILIES`.
+A new family is one more `Family` in its own file and one more line in `families()`. The tests ask this table what to
+run; what a family is not held to stands here with its reason (`tests/models/test_table.py` sees to that).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from tests.models.proofs import PROOFS
 
 
 @dataclass(frozen=True)
@@ -18,10 +21,10 @@ class Variant:
         name: of the variant.
         config: fields over the family's tiny config.
         legacy: entries of `config.json` as older versions of transformers wrote them, instead of `rope_parameters`.
-        lengths: of the sequences whose logits are compared.
-        thorough: whether the slower comparisons (cache, gradients, generation, files, sharding) run too.
-        cache: whether a cached run equals an uncached one in transformers itself.
-        generate: whether greedy tokens are compared.
+        lengths: of the sequences whose outputs are compared.
+        thorough: whether it is held to the proofs of thorough variants too.
+        proofs: further proofs it is held to.
+        excused: proofs it is not held to although its place in the table says so → the reason.
     """
 
     name: str
@@ -29,13 +32,8 @@ class Variant:
     legacy: Mapping[str, Any] | None = None
     lengths: tuple[int, ...] = (24,)
     thorough: bool = False
-    cache: bool = True
-    generate: bool = False
-
-    @property
-    def padding(self) -> bool:
-        """Whether padded rows are compared with the rows alone: where positions matter in a way of their own, too."""
-        return self.thorough or len(self.lengths) > 1
+    proofs: Iterable[str] = ()
+    excused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,24 +42,58 @@ class Family:
 
     Attributes:
         name: its `model_type`.
-        theirs: task → name of transformers' class.
-        ours: task → name of our class.
+        theirs: task → name of transformers' class; the tasks are those of the registry.
         config: a tiny config that every variant starts from.
-        variants: all configs compared.
+        variants: all configs compared; the first is the main one.
         fields: field of the config → the change whose effect must be transformers' own.
         inert: fields without effect on a forward pass → the reason.
+        main_task: the task in which everything is proved that is not said of another task.
+        ours: task → name of our class where it differs from transformers'.
+        excused: proofs the family is not held to → the reason.
+        refused: configs that must be refused when a model is built, with the message's pattern.
     """
 
     name: str
     theirs: Mapping[str, str]
-    ours: Mapping[str, str]
     config: Mapping[str, Any]
     variants: tuple[Variant, ...]
     fields: Mapping[str, Mapping[str, Any]]
     inert: Mapping[str, str]
+    main_task: str = "causal-lm"
+    ours: Mapping[str, str] = field(default_factory=dict)
+    excused: Mapping[str, str] = field(default_factory=dict)
+    refused: tuple[tuple[Mapping[str, Any], str], ...] = ()
+
+    @property
+    def main(self) -> Variant:
+        """The variant that stands for the family where one is enough."""
+        return self.variants[0]
 
     def variant(self, name: str) -> Variant:
         return next(v for v in self.variants if v.name == name)
+
+    def class_name(self, task: str, side: Literal["ours", "theirs"]) -> str:
+        """Return the name of the class that serves a task, here or in transformers."""
+        return self.ours.get(task, self.theirs[task]) if side == "ours" else self.theirs[task]
+
+    def excuse(self, proof: str) -> str | None:
+        """Return why the family is not held to a proof; `None` if it is."""
+        needed = PROOFS[proof].tasks
+        if needed and not set(needed) & set(self.theirs):
+            return f"it has no class for {' or '.join(needed)}"
+        return self.excused.get(proof)
+
+    def held_to(self, proof: str) -> tuple[Variant, ...]:
+        """Return the variants in which a proof is run."""
+        if self.excuse(proof) is not None:
+            return ()
+        on = PROOFS[proof].on
+        return tuple(
+            v
+            for v in self.variants
+            if (on == "every" or (on == "thorough" and v.thorough) or v is self.main or proof in v.proofs)
+            and proof not in v.excused
+        )
 
 
 def families() -> dict[str, Family]:
@@ -74,6 +106,6 @@ def families() -> dict[str, Family]:
 FAMILIES = families()
 
 
-def cases(want: str = "") -> list[tuple[str, str]]:
-    """Return (family, variant) names; `want` names a flag that the variant must have."""
-    return [(f.name, v.name) for f in FAMILIES.values() for v in f.variants if not want or getattr(v, want)]
+def cases(proof: str) -> list[tuple[str, str]]:
+    """Return the (family, variant) names that are held to a proof."""
+    return [(family.name, variant.name) for family in FAMILIES.values() for variant in family.held_to(proof)]

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.models.pairs import Pair, close, int32, pad, pair
+from tests.models.inputs import int32, pad
+from tests.models.pairs import Pair, close, pair
 from tests.models.table import cases
 
 SAME = 1e-5  # the same sums in another order
@@ -36,30 +37,34 @@ def run_in_parts(
     return np.concatenate(parts, axis=1)
 
 
-@pytest.mark.parametrize(("family", "variant"), [c for c in cases("cache") if c in cases("thorough")])
+@pytest.mark.parametrize(("family", "variant"), cases("cache"))
 def test_cached_equals_uncached(family: str, variant: str) -> None:
     case = pair(family, variant)
     length = PREFILL + sum(SIZES)
     ids, mask = pad([case.ids(1, length)[0], case.ids(1, length - 4, seed=1)[0]], length, left=True)
     want = np.asarray(case.run(input_ids=ids, attention_mask=mask).logits)
-    modes = {"prompt": None} if variant != "gqa" else {"prompt": None, "new": None, "starts": [0, 4]}
+    modes = (
+        {"prompt": None} if case.variant is not case.family.main else {"prompt": None, "new": None, "starts": [0, 4]}
+    )
     for mode, starts in modes.items():
         cache = case.ours.init_operations_cache(2, length + 5, starts=None if starts is None else int32(starts))
         got = run_in_parts(case, cache, ids, mask, mode)
         close(got[mask == 1], want[mask == 1], SAME, mode)
 
 
-def test_mask_of_the_full_width() -> None:
-    case = pair("llama", "gqa")
+@pytest.mark.parametrize(("family", "variant"), cases("mask_width"))
+def test_mask_of_the_full_width(family: str, variant: str) -> None:
+    case = pair(family, variant)
     ids, mask = pad([case.ids(1, 10)[0], case.ids(1, 6, seed=1)[0]], 10, left=True)
     want = np.asarray(case.run(input_ids=ids, attention_mask=mask).logits)
     got = run_in_parts(case, case.ours.init_operations_cache(2, 10), ids, mask, "full", sizes=(3, 1))
     close(got[mask == 1], want[mask == 1], SAME)
 
 
-def test_padding_between_tokens() -> None:
+@pytest.mark.parametrize(("family", "variant"), cases("gaps"))
+def test_padding_between_tokens(family: str, variant: str) -> None:
     """Masked tokens inside a continuation (right padding of a chunk) leave the others as they are."""
-    case = pair("llama", "gqa")
+    case = pair(family, variant)
     ids = case.ids(1, 8)
     want = np.asarray(case.run(input_ids=ids).logits)
     out = case.run(

@@ -1,35 +1,37 @@
-"""Sequence classification against transformers: which token counts, and the loss of each problem."""
+"""Sequence classification against transformers: which token counts, and the loss of each problem.
+
+Independent of the family, so Llama stands for all; `test_parity_tasks.py` asks every family whether it has the class.
+"""
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.models.pairs import as_torch, close, pad, pair
+from tests.models.inputs import as_torch, pad
+from tests.models.pairs import Pair, close, pair
 
 
-def fields(labels: int, problem: str | None = None, pad_token: int | None = 0) -> str:
+def classifier(labels: int, problem: str | None = None, pad_token: int | None = 0) -> Pair:
     names = {str(i): f"L{i}" for i in range(labels)}
-    return json.dumps(
-        {
-            "id2label": names,
-            "label2id": {v: int(k) for k, v in names.items()},
-            "pad_token_id": pad_token,
-            "problem_type": problem,
-        }
-    )
+    fields: dict[str, Any] = {
+        "id2label": names,
+        "label2id": {v: int(k) for k, v in names.items()},
+        "pad_token_id": pad_token,
+        "problem_type": problem,
+    }
+    return pair("llama", "gqa", "sequence-classification", **fields)
 
 
-def inputs(case: object, left: bool) -> dict[str, np.ndarray]:
-    ids, mask = pad([case.ids(1, n, seed=n)[0] for n in (9, 4, 6)], 9, left=left)
-    return {"input_ids": ids, "attention_mask": mask}
+def inputs(case: Pair, left: bool) -> dict[str, np.ndarray]:
+    return case.inputs(*pad(case.rows((9, 4, 6)), 9, left=left))
 
 
 @pytest.mark.parametrize("labels", [1, 3])
 def test_logits(labels: int) -> None:
-    case = pair("llama", "gqa", "sequence-classification", fields(labels))
+    case = classifier(labels)
     for left in (True, False):
         given = inputs(case, left)
         close(case.run(**given).logits, case.theirs(**given).logits, 1e-4, f"left={left}")
@@ -51,14 +53,14 @@ def test_logits(labels: int) -> None:
     ],
 )
 def test_loss(labels: int, problem: str | None, targets: np.ndarray) -> None:
-    case = pair("llama", "gqa", "sequence-classification", fields(labels, problem))
+    case = classifier(labels, problem)
     given = inputs(case, left=False) | {"labels": targets}
     case.hf.config.problem_type = problem  # transformers writes its guess into the config
     close(case.run(**given).loss, case.hf(**as_torch(given)).loss, 1e-5)
 
 
 def test_without_a_padding_token_the_mask_says_which_token_is_last() -> None:
-    case = pair("llama", "gqa", "sequence-classification", fields(3, pad_token=None))
+    case = classifier(3, pad_token=None)
     for left in (True, False):
         given = inputs(case, left)
         got = case.run(**given).logits

@@ -12,33 +12,34 @@ import pytest
 import torch
 
 from easydel.paths import flatten
+from tests.models.inputs import as_torch
 from tests.models.pairs import Jitted, array, build_hf, close, load_hf, load_ours, pair
 from tests.models.table import FAMILIES, cases
 
 MESHES = [(1, 8, 1, 1, 1), (2, 2, 1, 2, 1), (1, 2, 1, 4, 1), (1, 2, 1, 1, 4)]
 
 
-@pytest.mark.parametrize(("family", "variant"), cases())
+@pytest.mark.parametrize(("family", "variant"), cases("to_torch"))
 def test_to_torch_loads_strictly(family: str, variant: str) -> None:
     case = pair(family, variant)
-    other = build_hf(case.family, "causal-lm", {**case.family.config, **case.variant.config}, seed=1)
+    other = build_hf(case.family, case.task, {**case.family.config, **case.variant.config}, seed=1)
     other.load_state_dict(case.ours.to_torch(), strict=True)
     for name, tensor in case.hf.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], tensor, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("size", ["5GB", "8KB"])
-@pytest.mark.parametrize(("family", "variant"), cases("thorough"))
+@pytest.mark.parametrize(("family", "variant"), cases("files"))
 def test_saved_here_loads_there_and_here(family: str, variant: str, size: str, tmp_path: Path) -> None:
     case = pair(family, variant)
     case.ours.save_pretrained(tmp_path, max_shard_size=size)
     assert (tmp_path / "model.safetensors").exists() == (size == "5GB")
-    hf, again = load_hf(case.family, "causal-lm", tmp_path), load_ours(case.family, "causal-lm", tmp_path)
+    hf, again = load_hf(case.family, case.task, tmp_path), load_ours(case.family, case.task, tmp_path)
     for name, tensor in case.hf.state_dict().items():
         torch.testing.assert_close(hf.state_dict()[name], tensor, rtol=0, atol=0)
-    ids = torch.from_numpy(case.ids(2, 9)).long()
+    inputs = as_torch(case.inputs(case.ids(2, 9)))
     with torch.no_grad():
-        torch.testing.assert_close(hf(ids).logits, case.hf(ids).logits, rtol=0, atol=0)
+        torch.testing.assert_close(hf(**inputs).logits, case.hf(**inputs).logits, rtol=0, atol=0)
     identical(case.ours, again)
     assert again.config == case.ours.config
     assert not set(type(again.config).runtime_fields) & set(json.loads((tmp_path / "config.json").read_text()))
@@ -52,48 +53,48 @@ def identical(one: object, two: object) -> None:
         np.testing.assert_array_equal(left[path], right[path], err_msg=path)
 
 
-@pytest.mark.parametrize("tied", ["gqa", "tied"])
-def test_bfloat16(tied: str, tmp_path: Path) -> None:
-    case = pair("llama", tied)
-    half = load_ours(case.family, "causal-lm", case.folder, dtype="bfloat16")
+@pytest.mark.parametrize(("family", "variant"), cases("bfloat16"))
+def test_bfloat16(family: str, variant: str, tmp_path: Path) -> None:
+    case = pair(family, variant)
+    half = load_ours(case.family, case.task, case.folder, dtype="bfloat16")
     half.save_pretrained(tmp_path)
-    again = load_ours(case.family, "causal-lm", tmp_path)
+    again = load_ours(case.family, case.task, tmp_path)
     identical(half, again)
-    hf = load_hf(case.family, "causal-lm", tmp_path)
+    hf = load_hf(case.family, case.task, tmp_path)
     assert hf.dtype == torch.bfloat16
     for name, tensor in case.hf.state_dict().items():
         torch.testing.assert_close(hf.state_dict()[name], tensor.bfloat16(), rtol=0, atol=0)
-    ids = case.ids(2, 9)
-    got = Jitted(again)(input_ids=ids).logits
+    inputs = case.inputs(case.ids(2, 9))
+    got = Jitted(again)(**inputs).logits
     assert str(got.dtype) == "bfloat16"
     with torch.no_grad():
-        close(got, hf(torch.from_numpy(ids).long()).logits, 0.05)  # a few units of bfloat16's 1/256 after two layers
+        close(got, hf(**as_torch(inputs)).logits, 0.05)  # a few units of bfloat16's 1/256 after two layers
 
 
-@pytest.mark.parametrize("dims", MESHES)
-@pytest.mark.parametrize(("family", "variant"), [(name, row.variants[0].name) for name, row in FAMILIES.items()])
+def meshes() -> list[tuple[str, str, tuple[int, ...]]]:
+    """Return every mesh for a main variant, and the one that splits most for others."""
+    return [
+        (family, variant, dims)
+        for family, variant in cases("sharding")
+        for dims in (MESHES if variant == FAMILIES[family].main.name else MESHES[2:3])
+    ]
+
+
+@pytest.mark.parametrize(("family", "variant", "dims"), meshes())
 def test_sharded_equals_unsharded(family: str, variant: str, dims: tuple[int, ...]) -> None:
-    sharded_equals_unsharded(family, variant, dims)
-
-
-@pytest.mark.parametrize(("family", "variant"), [c for c in cases("thorough") if c[1] in ("tied", "head_dim")])
-def test_sharded_variants(family: str, variant: str) -> None:
-    sharded_equals_unsharded(family, variant, (1, 2, 1, 4, 1))
-
-
-def sharded_equals_unsharded(family: str, variant: str, dims: tuple[int, ...]) -> None:
     case = pair(family, variant)
-    ids = case.ids(8, 16)
-    want_loss, want = case.run.gradient(input_ids=ids, labels=ids)
+    inputs = case.inputs(case.ids(8, 16))
+    labelled = case.labelled(case.ids(8, 16))
+    want_loss, want = case.run.gradient(**labelled)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(axis|axes).*")  # sizes of a tiny model need not divide
-        sharded = load_ours(case.family, "causal-lm", case.folder, sharding_axis_dims=dims, auto_shard_model=True)
+        sharded = load_ours(case.family, case.task, case.folder, sharding_axis_dims=dims, auto_shard_model=True)
     assert sharded.is_sharded
     assert sharded.mesh.size == 8
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(sharded.params))
     run = Jitted(sharded)
-    close(run(input_ids=ids).logits, case.run(input_ids=ids).logits, 1e-5, "logits")
-    loss, gradients = run.gradient(input_ids=ids, labels=ids)
+    close(run(**inputs).logits, case.run(**inputs).logits, 1e-5, "logits")
+    loss, gradients = run.gradient(**labelled)
     close(loss, want_loss, 1e-5, "loss")
     largest = max(np.abs(array(g)).max() for g in flatten(want).values())
     for path, gradient in flatten(gradients).items():

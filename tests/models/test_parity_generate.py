@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.models.pairs import Pair, pad, pair
+from tests.models.inputs import pad
+from tests.models.pairs import Pair, pair
 from tests.models.table import cases
 
 STEPS = 32
@@ -17,7 +18,7 @@ TIE = 1e-4  # closer logits may be ordered either way by rounding
 
 
 def prompts(case: Pair) -> tuple[np.ndarray, np.ndarray]:
-    return pad([case.ids(1, length, seed=length)[0] for length in (7, 3, 5)], 7, left=True)
+    return pad(case.rows((7, 3, 5)), 7, left=True)
 
 
 def theirs(case: Pair, ids: np.ndarray, mask: np.ndarray, **options: Any) -> np.ndarray:
@@ -51,8 +52,9 @@ def test_greedy(family: str, variant: str) -> None:
     np.testing.assert_array_equal(ours(case, ids, mask), want)
 
 
-def test_end_of_text() -> None:
-    case = pair("llama", "gqa")
+@pytest.mark.parametrize(("family", "variant"), cases("end_of_text"))
+def test_end_of_text(family: str, variant: str) -> None:
+    case = pair(family, variant)
     ids, mask = prompts(case)
     free = theirs(case, ids, mask)
     one, two = int(free[0, 7 + 9]), int(free[1, 7 + 4])
@@ -67,8 +69,9 @@ def test_end_of_text() -> None:
     assert want.shape[1] < 7 + STEPS, "no row ended early"
 
 
-def test_right_padding_equals_left() -> None:
-    case = pair("llama", "gqa")
+@pytest.mark.parametrize(("family", "variant"), cases("right_padding"))
+def test_right_padding_equals_left(family: str, variant: str) -> None:
+    case = pair(family, variant)
     ids, mask = prompts(case)
     right, right_mask = pad([row[keep == 1] for row, keep in zip(ids, mask, strict=True)], 7, left=False)
     left_tokens = ours(case, ids, mask)[:, 7:]

@@ -23,8 +23,8 @@ class OperationCacheMixin:
     def init_operations_cache(self, batch_size: int, max_length: int, starts: Any = None) -> Cache:
         """Make an empty cache for `cache=` of the forward pass.
 
-        A layer takes part by an `init_cache(batch_size, max_length, dtype)` method; a model without any gets a cache
-        that holds nothing.
+        A layer takes part by an `init_cache(batch_size, max_length, dtype)` method, which answers for what is inside
+        it, too, and may return `None`; a model without any gets a cache that holds nothing.
 
         Args:
             batch_size: number of rows.
@@ -38,16 +38,26 @@ class OperationCacheMixin:
         if batch_size < 1 or max_length < 1:
             raise ValueError(f"batch_size and max_length must be positive, got {batch_size} and {max_length}")
         starts = _checked_starts(starts, batch_size, max_length)
-        layers = [m for m in named_modules(self).values() if hasattr(m, "init_cache")]  # type: ignore[arg-type]
         with activation_mesh(getattr(self, "mesh", None) if getattr(self, "is_sharded", False) else None):
-            caches: tuple[LayerCache, ...] = tuple(m.init_cache(batch_size, max_length, self.dtype) for m in layers)
-        keeps_slots = any(getattr(cache, "keeps_slots", True) for cache in caches)
+            made = [layer.init_cache(batch_size, max_length, self.dtype) for layer in _caching_layers(self)]
+        caches: tuple[LayerCache, ...] = tuple(cache for cache in made if cache is not None)
+        keeps_slots = not caches or any(getattr(cache, "keeps_slots", True) for cache in caches)
         return Cache.create(caches, batch_size, max_length if keeps_slots else None, starts)
 
     @property
     def takes_cache(self) -> bool:
         """Whether the forward pass takes a `cache`."""
         return takes(self, "cache")
+
+
+def _caching_layers(model: Any) -> list[Any]:
+    """Return the outermost modules that make caches, in order."""
+    found: dict[str, Any] = {}
+    for path, module in named_modules(model).items():  # outer ones come first
+        inside = any(path.startswith(f"{outer}/") for outer in found)
+        if hasattr(module, "init_cache") and not inside:
+            found[path] = module
+    return list(found.values())
 
 
 def _checked_starts(starts: Any, batch_size: int, max_length: int) -> jax.Array:

@@ -1,0 +1,7 @@
+"""Task heads on any backbone."""
+
+from easydel.models.tasks.base import TaskModule
+from easydel.models.tasks.causal_lm import CausalLM
+from easydel.models.tasks.classification import SequenceClassifier
+
+__all__ = ["CausalLM", "SequenceClassifier", "TaskModule"]

@@ -1,0 +1,39 @@
+"""Classifiers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from easydel.models.tasks.base import TaskModule
+from easydel.outputs import SequenceClassifierOutput
+
+
+class SequenceClassifier(TaskModule):
+    """Scores a whole sequence by the hidden state of its last token.
+
+    That is the last that is not `pad_token_id`, or without one, the last that the attention mask keeps. `labels` are
+    `[batch]` classes or targets, or `[batch, labels]`.
+    """
+
+    def _add_head(self, rngs: nnx.Rngs) -> None:
+        self.score = self._linear(self.config.num_labels, rngs)
+
+    def head(self, out: Any, input_ids: jax.Array | None, attention_mask: jax.Array | None) -> SequenceClassifierOutput:
+        """Turn the backbone's output into logits `[batch, labels]`."""
+        hidden = out.last_hidden_state
+        last = self._last_token(input_ids, attention_mask, *hidden.shape[:2])
+        pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        return SequenceClassifierOutput(logits=self.score(pooled), **out.carried())
+
+    def _last_token(self, input_ids: Any, attention_mask: Any, batch: int, length: int) -> jax.Array:
+        if input_ids is not None and self.config.pad_token_id is not None:
+            kept = jnp.asarray(input_ids) != self.config.pad_token_id
+        elif attention_mask is not None:
+            kept = jnp.asarray(attention_mask)[:, -length:].astype(bool)
+        else:
+            return jnp.full((batch,), length - 1, jnp.int32)
+        return jnp.max(jnp.where(kept, jnp.arange(length, dtype=jnp.int32), 0), axis=1)

@@ -1,0 +1,55 @@
+"""What is proved of every family, in words; each proof is one test (or a few) that asks the table for its cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+_WRITES = ("causal-lm", "seq2seq")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A proof.
+
+    Attributes:
+        claim: what holds if it passes.
+        on: which variants of a family it is run in: every one, the thorough ones or the main one. A variant can ask
+            for more, and the main one is always thorough.
+        tasks: a family must offer one of them for the proof to make sense; none: any family.
+    """
+
+    claim: str
+    on: Literal["every", "thorough", "main"]
+    tasks: tuple[str, ...] = ()
+
+
+PROOFS = {
+    "outputs": Proof("logits and hidden states are those of transformers", "every"),
+    "attentions": Proof("attention weights are those of transformers", "every"),
+    "to_torch": Proof("`to_torch` gives what transformers' class loads strictly, bit for bit", "every"),
+    "padding": Proof("a row padded left or right gives what the row alone gives", "thorough"),
+    "base": Proof("the model without a head loads the same checkpoint", "thorough", ("base",)),
+    "positions": Proof("`position_ids` have the effect they have in transformers", "thorough"),
+    "embeds": Proof("`inputs_embeds` stand for their tokens", "thorough"),
+    "segments": Proof("sequences packed in one row with `segment_ids` give what each alone gives", "thorough"),
+    "gradients": Proof("the loss and the gradient of every parameter are those of transformers", "thorough"),
+    "cache": Proof("a run in parts with a cache gives what one run gives", "thorough", _WRITES),
+    "generate": Proof("32 greedy tokens are those of transformers, padded prompts included", "thorough", _WRITES),
+    "files": Proof("saved files load here and in transformers, in one piece or in shards, bit for bit", "thorough"),
+    "bfloat16": Proof("bfloat16 weights go through files unchanged and compute what transformers computes", "main"),
+    "sharding": Proof("outputs, loss and gradients on eight devices are those of one", "main"),
+    "tasks": Proof("the classes of the other tasks give transformers' outputs and loss", "main"),
+    "fields": Proof("every changed field of the config has the effect it has in transformers", "main"),
+    "refused": Proof("values that are not supported are refused when a model is built", "main"),
+    "fresh": Proof("new weights are distributed as transformers draws them", "main"),
+    "padding_token": Proof("the padding token's embedding is trained exactly where transformers trains it", "main"),
+    "mechanisms": Proof("the attention mechanisms agree", "main"),
+    "sdpa": Proof("JAX's own attention agrees with ours", "main"),
+    "remat": Proof("gradient checkpointing changes no gradient", "main"),
+    "dropout": Proof("dropout is active in training only, and drawn from the keys given", "main"),
+    "mask_width": Proof("a cached run takes a mask of the whole sequence so far", "main", _WRITES),
+    "gaps": Proof("masked tokens in the middle of a cached run leave the others as they are", "main", _WRITES),
+    "end_of_text": Proof("rows end at the tokens transformers ends them at", "main", _WRITES),
+    "right_padding": Proof("prompts padded right are continued as those padded left", "main", _WRITES),
+}

@@ -1,0 +1,32 @@
+"""Every family of the table: the classes of its other tasks against transformers, outputs and loss."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.models.inputs import pad
+from tests.models.pairs import close, pair, same_outputs
+from tests.models.table import FAMILIES, cases
+
+NAMES = {"0": "L0", "1": "L1", "2": "L2"}
+FIELDS = {"id2label": NAMES, "label2id": {name: int(index) for index, name in NAMES.items()}, "pad_token_id": 0}
+
+OTHERS = [
+    (family, variant, task)
+    for family, variant in cases("tasks")
+    for task in FAMILIES[family].theirs
+    if task not in ("base", FAMILIES[family].main_task)
+]
+
+
+@pytest.mark.parametrize(("family", "variant", "task"), OTHERS)
+def test_other_tasks(family: str, variant: str, task: str) -> None:
+    case = pair(family, variant, task, **FIELDS)
+    whole = case.inputs(case.ids(3, 9))
+    same_outputs(case.run(**whole), case.theirs(**whole), 1e-4)
+    for left in (True, False):
+        inputs = case.labelled(*pad(case.rows((9, 4, 6)), 9, left=left))
+        got, want = case.run(**inputs), case.theirs(**inputs)
+        close(got.loss, want.loss, 1e-5, f"loss, left={left}")
+        if task == "sequence-classification":  # elsewhere there are logits of padding, which nobody reads
+            close(got.logits, want.logits, 1e-4, f"logits, left={left}")
