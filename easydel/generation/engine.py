@@ -48,7 +48,14 @@ def _prepare(
     ids, mask = check_prompt(input_ids, attention_mask, getattr(model.config, "vocab_size", None))
     defaults = options.pop("generation_config", None) or model.generation_config
     stored = {} if defaults is None else defaults.to_diff_dict()
-    return ids, mask, resolve_options(options, stored, model.config, ids.shape[1])
+    resolved = resolve_options(options, stored, model.config, ids.shape[1])
+    tokens, longest = int(mask.sum(axis=1).max()), getattr(model, "longest_sequence", None)
+    if longest is not None and tokens + resolved.max_new_tokens > longest:
+        raise ValueError(
+            f"{type(model).__name__} has {longest} positions; a prompt of {tokens} tokens and "
+            f"max_new_tokens={resolved.max_new_tokens} do not fit: shorten the one or lower the other"
+        )
+    return ids, mask, resolved
 
 
 def _start(model: Any, ids: np.ndarray, mask: np.ndarray, options: GenerationOptions) -> Advance:

@@ -48,11 +48,15 @@ SUFFIXES: dict[TaskType, str] = {
 _DECODER = (TaskType.BASE, TaskType.CAUSAL_LM, TaskType.SEQUENCE_CLASSIFICATION)
 FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "gemma2": ("easydel.models.gemma2", "Gemma2", _DECODER),
+    "gpt2": ("easydel.models.gpt2", "GPT2", _DECODER),
     "llama": ("easydel.models.llama", "Llama", _DECODER),
     "mistral": ("easydel.models.mistral", "Mistral", _DECODER),
     "qwen2": ("easydel.models.qwen2", "Qwen2", _DECODER),
     "qwen3": ("easydel.models.qwen3", "Qwen3", _DECODER),
 }
+
+# Where transformers' class name is not prefix + suffix of the task.
+OTHER_NAMES: dict[tuple[str, TaskType], str] = {("gpt2", TaskType.CAUSAL_LM): "GPT2LMHeadModel"}
 
 _CONFIGS: dict[str, type] = {}
 _MODULES: dict[tuple[TaskType, str], type] = {}
@@ -61,9 +65,9 @@ _MODULES: dict[tuple[TaskType, str], type] = {}
 def family_names() -> dict[str, str]:
     """Return every public name of the built-in families (configs and classes) → the module that defines it."""
     names = {}
-    for module, prefix, tasks in FAMILIES.values():
+    for family, (module, prefix, tasks) in FAMILIES.items():
         names[f"{prefix}Config"] = module
-        names |= {prefix + SUFFIXES[task]: module for task in tasks}
+        names |= {OTHER_NAMES.get((family, task), prefix + SUFFIXES[task]): module for task in tasks}
     return names
 
 

@@ -6,7 +6,7 @@ from easydel.layers.blocks import PreNormBlock, attention_fields, mlp_fields
 from easydel.layers.embedding import Embed
 from easydel.layers.linear import Linear
 from easydel.layers.mlp import MLP, GatedMLP
-from easydel.layers.norms import RMSNorm
+from easydel.layers.norms import RMSNorm, layer_norm
 from easydel.layers.rotary import RotaryEmbedding
 from easydel.layers.stack import LayerInputs, LayerOutput, LayerStack
 
@@ -25,5 +25,6 @@ __all__ = [
     "RotaryEmbedding",
     "activation",
     "attention_fields",
+    "layer_norm",
     "mlp_fields",
 ]

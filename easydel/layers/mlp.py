@@ -60,6 +60,7 @@ class MLP(nnx.Module):
         act: name of the activation.
         use_bias: whether both projections have a bias.
         init_stddev: of the initial weights.
+        out_init_stddev: of those of the second projection, if different.
     """
 
     def __init__(
@@ -70,15 +71,17 @@ class MLP(nnx.Module):
         act: str,
         use_bias: bool = True,
         init_stddev: float = 0.02,
+        out_init_stddev: float | None = None,
         dtype: Any,
         param_dtype: Any,
         precision: Any,
         rngs: nnx.Rngs,
     ) -> None:
-        options: dict[str, Any] = {"use_bias": use_bias, "kernel_init": normal_init(init_stddev), "rngs": rngs}
-        options |= {"dtype": dtype, "param_dtype": param_dtype, "precision": precision}
-        self.up_proj = Linear(hidden_size, intermediate_size, **options)
-        self.down_proj = Linear(intermediate_size, hidden_size, **options)
+        options: dict[str, Any] = {"use_bias": use_bias, "precision": precision, "rngs": rngs}
+        options |= {"dtype": dtype, "param_dtype": param_dtype}
+        out_stddev = init_stddev if out_init_stddev is None else out_init_stddev
+        self.up_proj = Linear(hidden_size, intermediate_size, kernel_init=normal_init(init_stddev), **options)
+        self.down_proj = Linear(intermediate_size, hidden_size, kernel_init=normal_init(out_stddev), **options)
         self.act = activation(act)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -8,6 +8,33 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from easydel.rngs import shape_rngs
+
+
+def layer_norm(
+    features: int, epsilon: float, *, dtype: Any, param_dtype: Any, use_bias: bool = True, **ignored: Any
+) -> nnx.LayerNorm:
+    """Make a LayerNorm (arXiv:1607.06450) with exact statistics, in float32.
+
+    Args:
+        features: size of the last axis.
+        epsilon: added to the variance.
+        dtype: of the result.
+        param_dtype: of scale and bias.
+        use_bias: whether there is a bias.
+        **ignored: other options of layers, which a norm has no use for.
+    """
+    del ignored
+    return nnx.LayerNorm(
+        features,
+        epsilon=epsilon,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        use_bias=use_bias,
+        use_fast_variance=False,  # the difference of two large means loses digits
+        rngs=shape_rngs(),  # the initial values are constants
+    )
+
 
 class RMSNorm(nnx.Module):
     """`x / rms(x) · (offset + scale)` over the last axis, statistics in float32 (arXiv:1910.07467).

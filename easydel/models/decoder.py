@@ -29,6 +29,8 @@ class Decoder(EasyDeLBaseModule):
     block_class: ClassVar[Callable[..., nnx.Module]]
     base_model_prefix: ClassVar[str] = "model"
     harmless_extras: ClassVar[tuple[str, ...]] = (r"rotary_emb\.inv_freq$",)
+    has_padding_token: ClassVar[bool] = True
+    """Whether looking up `config.pad_token_id` leaves its vector untrained."""
 
     def __init__(
         self,
@@ -46,7 +48,7 @@ class Decoder(EasyDeLBaseModule):
             config.hidden_size,
             embedding_init=normal_init(config.initializer_range),
             precision=precision,
-            padding_idx=getattr(config, "pad_token_id", None),
+            padding_idx=getattr(config, "pad_token_id", None) if self.has_padding_token else None,
             rngs=rngs,
             **dtypes,
         )
@@ -80,6 +82,11 @@ class Decoder(EasyDeLBaseModule):
             max_position_embeddings=self.config.max_position_embeddings,
             partial=False,
         )
+
+    @property
+    def longest_sequence(self) -> int | None:
+        """The longest sequence the model can take at all; `None`: any."""
+        return None
 
     def embed(self, input_ids: jax.Array) -> jax.Array:
         """Map token ids `[batch, seq]` to vectors `[batch, seq, hidden]`."""
@@ -122,6 +129,8 @@ class Decoder(EasyDeLBaseModule):
             output_attentions = bool(self.config.output_attentions)
         hidden = self._embedded(input_ids, inputs_embeds)
         batch, length = hidden.shape[:2]
+        if attention_mask is None and position_ids is None and segment_ids is None and cache is None:
+            self._check_length(length)
         cache, mask, tokens, positions = place_tokens(attention_mask, segment_ids, cache, batch, length)
         positions = positions if position_ids is None else jnp.broadcast_to(jnp.asarray(position_ids), (batch, length))
         hidden = self.place(hidden, positions)
@@ -141,6 +150,13 @@ class Decoder(EasyDeLBaseModule):
             attentions=out.collect("attention") if output_attentions else None,
             router_logits=out.collect("router_logits") or None,
         )
+
+    def _check_length(self, length: int) -> None:
+        if self.longest_sequence is not None and length > self.longest_sequence:
+            raise ValueError(
+                f"{type(self).__name__} has {self.longest_sequence} positions; {length} tokens do not fit: shorten the "
+                "sequence"
+            )
 
     def _embedded(self, input_ids: jax.Array | None, inputs_embeds: jax.Array | None) -> jax.Array:
         if (input_ids is None) == (inputs_embeds is None):
@@ -175,6 +191,7 @@ def decoder_rules() -> PartitionRules:
     """Return the partition rules of the usual decoder: heads and MLP over `tp`, the other side over `fsdp`."""
     return (
         (r"embed_tokens/embedding", PartitionSpec("tp", "fsdp")),
+        (r"embed_positions/embedding", PartitionSpec(None, "fsdp")),
         (r"self_attn/(q|k|v)_proj/kernel", PartitionSpec("fsdp", "tp")),
         (r"self_attn/o_proj/kernel", PartitionSpec("tp", "fsdp")),
         (r"mlp/(gate|up)_proj/kernel", PartitionSpec("fsdp", "tp")),

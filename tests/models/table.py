@@ -50,6 +50,7 @@ class Family:
         main_task: the task in which everything is proved that is not said of another task.
         ours: task → name of our class where it differs from transformers'.
         excused: proofs the family is not held to → the reason.
+        counts_padding: whether transformers' positions count padding, so that it must be told those of the tokens.
         refused: configs that must be refused when a model is built, with the message's pattern.
     """
 
@@ -62,6 +63,7 @@ class Family:
     main_task: str = "causal-lm"
     ours: Mapping[str, str] = field(default_factory=dict)
     excused: Mapping[str, str] = field(default_factory=dict)
+    counts_padding: bool = False
     refused: tuple[tuple[Mapping[str, Any], str], ...] = ()
 
     @property
@@ -98,9 +100,10 @@ class Family:
 
 def families() -> dict[str, Family]:
     from tests.models.dense import DENSE
+    from tests.models.gpt2 import GPT2
     from tests.models.llama import LLAMA
 
-    return {family.name: family for family in (LLAMA, *DENSE)}
+    return {family.name: family for family in (LLAMA, *DENSE, GPT2)}
 
 
 FAMILIES = families()

@@ -34,6 +34,7 @@ class Attention(nnx.Module):
         block_size: of the blockwise mechanism.
         dropout: rate of dropout on the attention weights; off until `train()` or `rngs`.
         init_stddev: of the initial weights.
+        out_init_stddev: of those of the output projection, if different.
 
     Raises:
         ValueError: the heads do not divide.
@@ -56,6 +57,7 @@ class Attention(nnx.Module):
         block_size: int = 128,
         dropout: float = 0.0,
         init_stddev: float = 0.02,
+        out_init_stddev: float | None = None,
         dtype: Any,
         param_dtype: Any,
         precision: Any,
@@ -67,12 +69,12 @@ class Attention(nnx.Module):
                 "serves the same number of query heads"
             )
 
-        def linear(features_in: int, features_out: int, use_bias: bool) -> Linear:
+        def linear(features_in: int, features_out: int, use_bias: bool, stddev: float = init_stddev) -> Linear:
             return Linear(
                 features_in,
                 features_out,
                 use_bias=use_bias,
-                kernel_init=normal_init(init_stddev),
+                kernel_init=normal_init(stddev),
                 dtype=dtype,
                 param_dtype=param_dtype,
                 precision=precision,
@@ -82,7 +84,8 @@ class Attention(nnx.Module):
         self.q_proj = linear(hidden_size, num_heads * head_dim, qkv_bias)
         self.k_proj = linear(hidden_size, num_kv_heads * head_dim, qkv_bias)
         self.v_proj = linear(hidden_size, num_kv_heads * head_dim, qkv_bias)
-        self.o_proj = linear(num_heads * head_dim, hidden_size, out_bias)
+        out_stddev = init_stddev if out_init_stddev is None else out_init_stddev
+        self.o_proj = linear(num_heads * head_dim, hidden_size, out_bias, out_stddev)
         if qk_norm is not None:
             self.q_norm, self.k_norm = qk_norm(), qk_norm()
         self.normalizes = qk_norm is not None

@@ -42,6 +42,11 @@ class TaskModule(EasyDeLBaseModule):
         """The model without its head."""
         return getattr(self, self.base_model_prefix)
 
+    @property
+    def longest_sequence(self) -> int | None:
+        """The longest sequence the model can take at all; `None`: any."""
+        return getattr(self.backbone, "longest_sequence", None)
+
     def __call__(
         self,
         input_ids: jax.Array | None = None,

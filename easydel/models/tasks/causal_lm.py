@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
@@ -17,6 +17,9 @@ class CausalLM(TaskModule):
 
     `labels` are the tokens themselves, int32 `[batch, seq]`; -100 masks one.
     """
+
+    tied_weight: ClassVar[str] = "embed_tokens.weight"
+    """The embedding's name in checkpoints of the backbone."""
 
     def _add_head(self, rngs: nnx.Rngs) -> None:
         if not self.config.tie_word_embeddings:
@@ -41,4 +44,4 @@ class CausalLM(TaskModule):
         """Return checkpoint names that repeat another: head → embedding."""
         if not self.config.tie_word_embeddings:
             return {}
-        return {"lm_head.weight": f"{self.base_model_prefix}.embed_tokens.weight"}
+        return {"lm_head.weight": f"{self.base_model_prefix}.{self.tied_weight}"}
