@@ -143,6 +143,7 @@ def test_every_family_gives_its_names():
         config = getattr(easydel, f"{prefix}Config")
         assert config.model_type == model_type
         for task in tasks:
-            module = getattr(easydel, prefix + registry.SUFFIXES[task])
+            name = registry.OTHER_NAMES.get((model_type, task), prefix + registry.SUFFIXES[task])
+            module = getattr(easydel, name)
             assert (module.model_type, module.model_task, module.config_class) == (model_type, task.value, config)
     assert easydel.LlamaConfig is LlamaConfig
