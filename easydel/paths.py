@@ -58,10 +58,8 @@ def _children(node: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(node, nnx.List | list | tuple):
         items: Iterable[tuple[Any, Any]] = enumerate(node)
     elif isinstance(node, nnx.Pytree):
-        items = sorted(
-            ((k, v) for k, v in vars(node).items() if not k.startswith("_pytree__") and _may_hold(v)),
-            key=lambda item: item[0],
-        )
+        names = vars(node)
+        items = [(name, names[name]) for name in sorted(names) if not name.startswith("_pytree__")]
     else:
         items = sorted(node.items(), key=lambda item: item[0])
     return [(key, child) for key, child in items if _may_hold(child)]

@@ -1,4 +1,4 @@
-"""Keys and values: of every position so far, or of the last ones that a window reaches.
+"""Keys and values of every position so far.
 
 A mask (`easydel.layers.AttentionMask`) says where the new tokens stand: `offset` is the slot of the first, `None` if
 nothing was written before. `extend` gives back what the new tokens attend to, with the mask that fits it.
@@ -34,7 +34,7 @@ class AttentionCache:
     def create(cls, batch_size: int, max_length: int, kv_heads: int, head_dim: int, dtype: Any) -> Self:
         """Make an empty cache."""
         shape = (batch_size, max_length, kv_heads, head_dim)
-        return cls(key=_constrained(jnp.zeros(shape, dtype)), value=_constrained(jnp.zeros(shape, dtype)))
+        return cls(key=by_heads(jnp.zeros(shape, dtype)), value=by_heads(jnp.zeros(shape, dtype)))
 
     def extend(self, key: jax.Array, value: jax.Array, mask: AttentionMask) -> Extended:
         """Add new tokens.
@@ -55,15 +55,16 @@ class AttentionCache:
     def grow(self, max_length: int) -> Self:
         """Return the cache with room for `max_length` positions."""
         more = ((0, 0), (0, max_length - self.key.shape[1]), (0, 0), (0, 0))
-        return type(self)(key=_constrained(jnp.pad(self.key, more)), value=_constrained(jnp.pad(self.value, more)))
+        return type(self)(key=by_heads(jnp.pad(self.key, more)), value=by_heads(jnp.pad(self.value, more)))
 
     def _written(self, key: jax.Array, value: jax.Array, index: Any) -> Self:
         at = (0, index, 0, 0)
         return type(self)(
-            key=_constrained(jax.lax.dynamic_update_slice(self.key, key.astype(self.key.dtype), at)),
-            value=_constrained(jax.lax.dynamic_update_slice(self.value, value.astype(self.value.dtype), at)),
+            key=by_heads(jax.lax.dynamic_update_slice(self.key, key.astype(self.key.dtype), at)),
+            value=by_heads(jax.lax.dynamic_update_slice(self.value, value.astype(self.value.dtype), at)),
         )
 
 
-def _constrained(x: jax.Array) -> jax.Array:
+def by_heads(x: jax.Array) -> jax.Array:
+    """Ask for keys or values `[batch, slots, kv_heads, head_dim]` to be split by rows and heads."""
     return constrain(x, "batch", None, "heads", None)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from easydel.caching.attention import Extended
-from easydel.sharding import constrain
+from easydel.caching.attention import Extended, by_heads
 
 if TYPE_CHECKING:
     from easydel.layers.attention import AttentionMask
@@ -36,9 +35,7 @@ class SlidingCache:
     def create(cls, batch_size: int, max_length: int, window: int, kv_heads: int, head_dim: int, dtype: Any) -> Self:
         """Make an empty cache."""
         shape = (batch_size, min(window, max_length), kv_heads, head_dim)
-        return cls(
-            key=_constrained(jnp.zeros(shape, dtype)), value=_constrained(jnp.zeros(shape, dtype)), window=window
-        )
+        return cls(key=by_heads(jnp.zeros(shape, dtype)), value=by_heads(jnp.zeros(shape, dtype)), window=window)
 
     @property
     def size(self) -> int:
@@ -84,8 +81,4 @@ class SlidingCache:
         return (self.key, key), (self.value, value)
 
     def _with(self, key: jax.Array, value: jax.Array) -> Self:
-        return type(self)(key=_constrained(key), value=_constrained(value), window=self.window)
-
-
-def _constrained(x: jax.Array) -> jax.Array:
-    return constrain(x, "batch", None, "heads", None)
+        return type(self)(key=by_heads(key), value=by_heads(value), window=self.window)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import jax
@@ -23,7 +23,7 @@ def build_abstract(build: Callable[[], M]) -> M:
     def marked() -> M:
         module = build()
         modules = named_modules(module)
-        for path, name in plain_arrays(module):
+        for path, name in plain_arrays(modules):
             setattr(modules[path], name, nnx.data(getattr(modules[path], name)))
         for stream in nodes_of(module, StillStream):  # a dropout layer kept one: it must count when it really runs
             object.__setattr__(stream, "__class__", nnx.RngStream)
@@ -32,11 +32,11 @@ def build_abstract(build: Callable[[], M]) -> M:
     return nnx.eval_shape(marked)
 
 
-def plain_arrays(module: nnx.Module) -> list[tuple[str, str]]:
-    """Return (module path, attribute) of the abstract arrays that a module keeps outside variables."""
+def plain_arrays(modules: Mapping[str, nnx.Module]) -> list[tuple[str, str]]:
+    """Return (module path, attribute) of the abstract arrays that modules, by path, keep outside variables."""
     return [
         (path, name)
-        for path, node in named_modules(module).items()
+        for path, node in modules.items()
         for name, value in vars(node).items()
         if isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct)
     ]

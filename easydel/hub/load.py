@@ -70,11 +70,11 @@ def load_module(
         for link in match.links:
             arrays |= place_link(link, match.table, dtypes, placements)
             bar.advance(sum(match.table[source].nbytes for source in link.sources))
-    leaked = plain_arrays(module)
+    modules = named_modules(module)
+    leaked = plain_arrays(modules)
     if match.new or leaked:
         fresh, plain = _initialise(build, match.new, leaked, dtypes, placements)
         arrays |= fresh
-        modules = named_modules(module)
         for (path, name), array in plain.items():
             setattr(modules[path], name, nnx.data(array))
     for path, array in arrays.items():

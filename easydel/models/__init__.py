@@ -1,1 +1,1 @@
-"""One file per family; `decoder.py` and `tasks.py` hold what families share."""
+"""One file per family; `decoder.py` and `tasks/` hold what families share."""

@@ -23,7 +23,8 @@ class Decoder(EasyDeLBaseModule):
     """Embeddings, a stack of blocks and a final norm.
 
     A family sets `block_class`, called as `block_class(config, kind, dtype=…, param_dtype=…, precision=…, rngs=…)` for
-    each of `layer_kinds(config)`, and overrides what else is its own: `make_norm`, `make_rotary`, `embed`, `place`.
+    each of `layer_kinds(config)`, and overrides what else is its own: `make_norm`, `make_rotary`, `add_layers`,
+    `embed`, `place`.
     """
 
     block_class: ClassVar[Callable[..., nnx.Module]]
@@ -58,6 +59,7 @@ class Decoder(EasyDeLBaseModule):
         )
         self.norm = self.make_norm()
         self.rotary = self.make_rotary()
+        self.add_layers(rngs)
 
     @property
     def dtypes(self) -> dict[str, Any]:
@@ -82,6 +84,9 @@ class Decoder(EasyDeLBaseModule):
             max_position_embeddings=self.config.max_position_embeddings,
             partial=False,
         )
+
+    def add_layers(self, rngs: nnx.Rngs) -> None:
+        """Make what the family has besides: nothing here."""
 
     @property
     def longest_sequence(self) -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import transformers
 from flax import nnx
 
@@ -99,22 +98,6 @@ class GPT2Model(Decoder):
         WeightRule("h", "layers", None),
     )
 
-    def __init__(
-        self,
-        config: GPT2Config,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        precision: Any = None,
-        rngs: nnx.Rngs | None = None,
-    ) -> None:
-        rngs = nnx.Rngs(0) if rngs is None else rngs
-        super().__init__(config, dtype, param_dtype, precision, rngs)
-        initial = normal_init(config.initializer_range)
-        self.embed_positions = Embed(
-            config.n_positions, config.n_embd, embedding_init=initial, rngs=rngs, **self.dtypes
-        )
-        self.dropout = nnx.Dropout(config.embd_pdrop, deterministic=True, rngs=rngs)
-
     @staticmethod
     def layer_kinds(config: GPT2Config) -> list[int]:
         """Return what each layer divides its attention products by."""
@@ -126,6 +109,14 @@ class GPT2Model(Decoder):
 
     def make_rotary(self) -> None:
         """Positions are learned."""
+
+    def add_layers(self, rngs: nnx.Rngs) -> None:
+        """Make the learned positions, and the dropout after them."""
+        config, initial = self.config, normal_init(self.config.initializer_range)
+        self.embed_positions = Embed(
+            config.n_positions, config.n_embd, embedding_init=initial, rngs=rngs, **self.dtypes
+        )
+        self.dropout = nnx.Dropout(config.embd_pdrop, deterministic=True, rngs=rngs)
 
     @property
     def longest_sequence(self) -> int:
