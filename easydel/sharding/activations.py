@@ -55,3 +55,9 @@ def sequence_is_split() -> bool:
     """Whether the ambient mesh splits sequences, so that batch and sequence must not be merged into one dimension."""
     mesh = _MESH.get()
     return mesh is not None and mesh.shape.get("sp", 1) > 1
+
+
+def is_on_one_device() -> bool:
+    """Whether the forward pass runs without a mesh, or on a mesh of one device."""
+    mesh = _MESH.get()
+    return mesh is None or mesh.size == 1
