@@ -1,60 +1,29 @@
-"""Build the optional C++ kernels while the package is built or installed.
-
-They are compiled with the system's C++ compiler (`CXX`, else `c++`) against the headers that jaxlib carries. Where that
-does not work, the package is complete without them, and the build says so.
-"""
+"""Build the optional C++ kernels (easydel/native/build.py) while the package is built or installed."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
+import runpy
 import sysconfig
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FOLDER = Path("easydel") / "native"
-FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-shared", "-fPIC", "-w")
-
 
 class NativeKernels(BuildHookInterface):
-    """Compiles `easydel/native/kernels.cc` into a shared library beside it, and makes the wheel one of this platform."""
+    """Puts the kernels beside their source, where an editable install finds them, too; the wheel is this platform's.
+
+    Where they cannot be built, the package is complete without them, and the build says so.
+    """
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build before the files are collected; an editable install then has the library in the source tree."""
-        library = FOLDER / f"libkernels.{'dylib' if sys.platform == 'darwin' else 'so'}"
-        problem = compile_kernels(Path(self.root) / FOLDER / "kernels.cc", Path(self.root) / library)
+        """Build before the files are collected."""
+        build = runpy.run_path(str(Path(self.root) / "easydel" / "native" / "build.py"))
+        problem = build["compile_kernels"]()
         if problem is not None:
             self.app.display_warning(f"easydel goes without its C++ kernels for CPUs: {problem}")
             return
-        build_data["artifacts"].append(str(library))
+        build_data["artifacts"].append(build["LIBRARY"].relative_to(self.root).as_posix())
         if version != "editable":
-            build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
-
-
-def compile_kernels(source: Path, library: Path) -> str | None:
-    """Compile; return why it did not work, or `None`. A library of earlier is removed first, lest it outlive its source."""
-    library.unlink(missing_ok=True)
-    if os.environ.get("EASYDEL_NATIVE") == "0":
-        return "EASYDEL_NATIVE=0"
-    compiler = shutil.which(os.environ.get("CXX") or "c++")
-    if compiler is None:
-        return "no C++ compiler was found (set CXX)"
-    try:
-        import jaxlib
-    except ImportError:
-        return "jaxlib, whose headers they need, is not there"
-    headers = Path(jaxlib.__file__).parent / "include"
-    made = library.with_suffix(".part")
-    done = subprocess.run(
-        [compiler, *FLAGS, f"-I{headers}", str(source), "-o", str(made)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        made.unlink(missing_ok=True)
-        return f"{compiler} failed:\n{done.stderr[-2000:]}"
-    made.replace(library)
-    return None
+            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data |= {"pure_python": False, "tag": f"py3-none-{platform}"}

@@ -1,7 +1,7 @@
 """Kernels in C++ for CPUs: an optional part of the package, built when it is installed.
 
-Without them (no compiler, another platform, `EASYDEL_NATIVE=0`) everything works the same by XLA alone, decoding more
-slowly. Every kernel has an XLA form of the same result, and `jax.lax.platform_dependent` chooses where a program is
+Without them (no compiler, another platform, `EASYDEL_NATIVE=0`) everything works the same by XLA alone, only slower.
+Each kernel has an XLA form of the same result; `jax.lax.platform_dependent` takes the kernel where a program is
 compiled for a CPU.
 """
 
@@ -10,15 +10,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import sys
 import warnings
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-SUFFIX = "dylib" if sys.platform == "darwin" else "so"
-LIBRARY = Path(__file__).parent / f"libkernels.{SUFFIX}"
+from easydel.native.build import LIBRARY
 
 MOST_ROWS = 4
 LEAST_BYTES = 256 << 10
@@ -37,7 +34,7 @@ def is_available() -> bool:
     except Exception as error:  # of several kinds, as the loader or jaxlib says no
         warnings.warn(
             f"{LIBRARY.name} does not fit this machine or jaxlib ({error}): decoding runs without it; install easydel "
-            "again to build it anew",
+            "again, or run python -m easydel.native.build",
             stacklevel=2,
         )
         return False
