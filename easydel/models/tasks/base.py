@@ -38,14 +38,14 @@ class TaskModule(EasyDeLBaseModule):
         self._add_head(rngs)
 
     @property
-    def backbone(self) -> Any:
-        """The model without its head."""
+    def base_model(self) -> Any:
+        """The model without its head, under the name that it has in transformers for every family."""
         return getattr(self, self.base_model_prefix)
 
     @property
     def longest_sequence(self) -> int | None:
         """The longest sequence the model can take at all; `None`: any."""
-        return getattr(self.backbone, "longest_sequence", None)
+        return getattr(self.base_model, "longest_sequence", None)
 
     def __call__(
         self,
@@ -75,7 +75,7 @@ class TaskModule(EasyDeLBaseModule):
             "output_attentions": output_attentions,
         }
         given = {name: value for name, value in inputs.items() if value is not None}
-        out = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **given)
+        out = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **given)
         return self.head(out, input_ids, attention_mask)
 
     def head(self, out: Any, input_ids: jax.Array | None, attention_mask: jax.Array | None) -> ModelOutput:

@@ -28,7 +28,7 @@ class CausalLM(TaskModule):
     def compute_logits(self, hidden: jax.Array) -> jax.Array:
         """Map hidden states `[..., hidden]` to logits `[..., vocab]`."""
         if self.config.tie_word_embeddings:
-            return self.backbone.embed_tokens.attend(hidden)
+            return self.base_model.embed_tokens.attend(hidden)
         return self.lm_head(hidden)
 
     def head(self, out: Any, input_ids: jax.Array | None, attention_mask: jax.Array | None) -> CausalLMOutput:
@@ -37,7 +37,7 @@ class CausalLM(TaskModule):
 
     def next_token_logits(self, input_ids: jax.Array, attention_mask: Any, cache: Cache) -> tuple[jax.Array, Cache]:
         """Return the logits of the last position only, `[batch, vocab]`, and the updated cache."""
-        out = self.backbone(input_ids=input_ids, attention_mask=attention_mask, cache=cache)
+        out = self.base_model(input_ids=input_ids, attention_mask=attention_mask, cache=cache)
         return self.compute_logits(out.last_hidden_state[:, -1]), out.cache
 
     def tied_names(self) -> dict[str, str]:
