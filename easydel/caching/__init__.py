@@ -2,6 +2,7 @@
 
 from easydel.caching.attention import AttentionCache
 from easydel.caching.cache import Cache, LayerCache
+from easydel.caching.recurrent import RecurrentCache
 from easydel.caching.sliding import SlidingCache
 
-__all__ = ["AttentionCache", "Cache", "LayerCache", "SlidingCache"]
+__all__ = ["AttentionCache", "Cache", "LayerCache", "RecurrentCache", "SlidingCache"]

@@ -12,13 +12,26 @@ from easydel.hub.report import short
 
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "max_position_embeddings",
+    "max_position_embeddings", "num_heads", "state_size", "n_groups", "conv_kernel", "chunk_size", "expand",
 )  # fmt: skip
 COUNTS = ("num_hidden_layers", "sliding_window")
 POSITIVE = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
-NOT_NEGATIVE = ("rms_norm_eps", "layer_norm_eps", "initializer_range", "attention_dropout")
+NOT_NEGATIVE = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "initializer_range", "attention_dropout")
 # No model comes near them; beyond, building for shapes alone would take memory or minutes.
 LARGEST_SIZE, LARGEST_HEAD, SHARED_LAYERS = 2**40, 2**14, 128
+
+
+_SPECIAL = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+def decode_floats(value: Any) -> Any:
+    """Turn transformers' way to write what JSON has no number for, `{"__float__": "Infinity"}`, back into floats."""
+    if isinstance(value, Mapping):
+        tag = value.get("__float__") if len(value) == 1 else None
+        if isinstance(tag, str) and tag in _SPECIAL:
+            return _SPECIAL[tag]
+        return {key: decode_floats(item) for key, item in value.items()}
+    return [decode_floats(item) for item in value] if isinstance(value, list) else value
 
 
 def check_content(content: Mapping[str, Any], file: Path, overridden: Mapping[str, Any]) -> None:

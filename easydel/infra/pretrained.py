@@ -14,7 +14,7 @@ from flax import nnx
 from huggingface_hub.errors import StrictDataclassError
 
 from easydel.errors import CheckpointError, UnsupportedError
-from easydel.hub.fields import check_config, check_content, check_depth
+from easydel.hub.fields import check_config, check_content, check_depth, decode_floats
 from easydel.hub.load import load_module
 from easydel.hub.report import short
 from easydel.hub.resolve import checkpoint_table, read_limited
@@ -56,7 +56,7 @@ def load_config(directory: Path, config_class: Any, overrides: Mapping[str, Any]
         TypeError: the config has no field of that name.
     """
     file = directory / CONFIG
-    content = read_json(file)
+    content = decode_floats(read_json(file))
     model_type = content.get("model_type", "")
     if config_class is None:
         if not isinstance(model_type, str) or not model_type:

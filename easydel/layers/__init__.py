@@ -6,8 +6,9 @@ from easydel.layers.blocks import PreNormBlock, attention_fields, mlp_fields
 from easydel.layers.embedding import Embed
 from easydel.layers.linear import Linear
 from easydel.layers.mlp import MLP, GatedMLP
-from easydel.layers.norms import RMSNorm, layer_norm
+from easydel.layers.norms import GatedRMSNorm, RMSNorm, layer_norm
 from easydel.layers.rotary import RotaryEmbedding
+from easydel.layers.ssm import StateSpaceMixer
 from easydel.layers.stack import LayerInputs, LayerOutput, LayerStack
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "AttentionMask",
     "Embed",
     "GatedMLP",
+    "GatedRMSNorm",
     "LayerInputs",
     "LayerOutput",
     "LayerStack",
@@ -23,6 +25,7 @@ __all__ = [
     "PreNormBlock",
     "RMSNorm",
     "RotaryEmbedding",
+    "StateSpaceMixer",
     "activation",
     "attention_fields",
     "layer_norm",

@@ -68,3 +68,35 @@ class RMSNorm(nnx.Module):
         if self.offset:  # the sum is taken in float32, before the result is rounded
             return (normed * (self.offset + scale.astype(jnp.float32))).astype(self.dtype)
         return normed.astype(self.dtype) * scale.astype(self.dtype)
+
+
+class GatedRMSNorm(nnx.Module):
+    """`x · silu(gate) / rms · scale`, the mean square taken over each group of features, in float32.
+
+    Args:
+        features: size of the last axis.
+        groups: how many groups it has; must divide it.
+        epsilon: added to the mean square.
+        dtype: of the result.
+        param_dtype: of the stored scale.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        groups: int,
+        epsilon: float,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+    ) -> None:
+        self.scale = nnx.Param(jnp.ones((features,), param_dtype))
+        self.groups, self.epsilon = groups, epsilon
+        self.dtype, self.param_dtype = dtype, param_dtype
+
+    def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
+        """Gate, then normalise `[..., features]`."""
+        gated = x.astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))
+        grouped = gated.reshape(*gated.shape[:-1], self.groups, -1)
+        normed = grouped * jax.lax.rsqrt(jnp.mean(grouped * grouped, axis=-1, keepdims=True) + self.epsilon)
+        return (normed.reshape(gated.shape) * self.scale.get_value().astype(jnp.float32)).astype(self.dtype)

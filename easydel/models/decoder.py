@@ -15,6 +15,7 @@ from easydel.errors import UnsupportedError
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.layers import AttentionMask, Embed, LayerInputs, LayerStack, RMSNorm, RotaryEmbedding
 from easydel.layers.linear import normal_init
+from easydel.layers.stack import StackOutput
 from easydel.outputs import BaseModelOutput
 from easydel.sharding import PartitionRules
 
@@ -102,6 +103,10 @@ class Decoder(EasyDeLBaseModule):
         del positions
         return hidden
 
+    def hidden_states(self, out: StackOutput, last: jax.Array) -> tuple[jax.Array, ...]:
+        """Return what `output_hidden_states` asks for: the embeddings, each layer's output, the last one normed."""
+        return (*out.inputs, last)
+
     def __call__(
         self,
         input_ids: jax.Array | None = None,
@@ -123,7 +128,7 @@ class Decoder(EasyDeLBaseModule):
             segment_ids: int32 `[batch, seq]`; tokens see only their own segment.
             cache: from `init_operations_cache`, or an earlier output.
             output_hidden_states: also return the embeddings and each layer's output; `None`: as the config says.
-            output_attentions: also return the attention weights; `None`: as the config says.
+            output_attentions: also return the attention weights, if there are any; `None`: as the config says.
 
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`, or shapes that do not fit.
@@ -151,8 +156,8 @@ class Decoder(EasyDeLBaseModule):
         return BaseModelOutput(
             last_hidden_state=hidden,
             cache=None if cache is None else cache.with_layers(out.collect("cache")),
-            hidden_states=(*out.inputs, hidden) if output_hidden_states else None,
-            attentions=out.collect("attention") if output_attentions else None,
+            hidden_states=self.hidden_states(out, hidden) if output_hidden_states else None,
+            attentions=(out.collect("attention") or None) if output_attentions else None,
             router_logits=out.collect("router_logits") or None,
         )
 

@@ -31,9 +31,12 @@ def close(got: Any, want: Any, tolerance: float, what: str = "") -> None:
     assert error <= tolerance, f"{what}: relative error {error:.2e} > {tolerance:.0e}"
 
 
+CACHES = ("past_key_values", "cache_params", "cache")  # as different versions of transformers call it
+
+
 def same_outputs(got: Any, want: Any, tolerance: float) -> list[str]:
     """Compare everything that transformers' output holds, caches aside; return the names."""
-    names = [name for name in want if name not in ("past_key_values", "cache_params") and want[name] != ()]
+    names = [name for name in want if name not in CACHES and want[name] != ()]
     for name in names:
         one, other = got[name], want[name]
         if isinstance(other, tuple):

@@ -102,8 +102,9 @@ def families() -> dict[str, Family]:
     from tests.models.dense import DENSE
     from tests.models.gpt2 import GPT2
     from tests.models.llama import LLAMA
+    from tests.models.mamba2 import MAMBA2
 
-    return {family.name: family for family in (LLAMA, *DENSE, GPT2)}
+    return {family.name: family for family in (LLAMA, *DENSE, GPT2, MAMBA2)}
 
 
 FAMILIES = families()
