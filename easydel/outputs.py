@@ -81,6 +81,7 @@ class SequenceClassifierOutput(ModelOutput):
     cache: Any = None
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None
+    router_logits: tuple[jax.Array, ...] | None = None
 
 
 @_pytree

@@ -13,9 +13,10 @@ import numpy as np
 from flax import nnx
 
 from easydel.errors import CheckpointError
+from easydel.hub.forms import choose_links
 from easydel.hub.report import Problem, describe, raise_problems
 from easydel.hub.safetensors import TensorEntry
-from easydel.hub.weight_map import Link, build_links, harmless_patterns, stored_variables, tied_names
+from easydel.hub.weight_map import Link, harmless_patterns, links_by_form, stored_variables, tied_names
 from easydel.paths import named_modules, named_variables, nearest
 
 OTHER_HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.")
@@ -40,13 +41,15 @@ def match_checkpoint(
         CheckpointError: tensors are missing, unexpected, of another shape or another kind of number; all are listed.
     """
     variables, modules = stored_variables(module), named_modules(module)  # walking a deep module is slow: once
-    links = build_links(module, variables, modules)
-    wanted = {source for link in links for source in link.sources}
+    forms = links_by_form(module, variables, modules)
+    wanted = {source for links in forms.values() for link in links for source in link.sources}
     table, heads = _align_prefix(table, wanted, getattr(module, "base_model_prefix", "") or "")
     ties = tied_names(module)
     for alias, name in ties.items():  # a file may hold a tied tensor under its other name only
         if name in wanted and name not in table and alias in table:
             table = {**table, name: replace(table[alias], name=name)}
+    links = choose_links(forms, table.keys())
+    wanted = {source for link in links for source in link.sources}
     problems: list[Problem] = []
     chosen: list[Link] = []
     new = [path for path in named_variables(module) if path not in variables]

@@ -34,7 +34,7 @@ def to_torch(module: nnx.Module) -> dict[str, torch.Tensor]:
         ) from error
     variables = stored_variables(module)
     state: dict[str, torch.Tensor] = {}
-    for link in build_links(module):
+    for link in build_links(module, form="memory"):
         for name, array in zip(link.sources, link_arrays(link, variables), strict=True):
             state[name] = _tensor(np.array(array, order="C", copy=True), name)
     for alias, name in tied_names(module).items():

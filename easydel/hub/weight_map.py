@@ -9,6 +9,9 @@ leaf names there. So the way back is the same table read backwards, never a gues
 A module class may declare, all optional and also on submodules (their names are then relative to the submodule):
 `weight_map: tuple[WeightRule, ...]`, `base_model_prefix: str`, `harmless_extras: tuple[str, ...]` (regular
 expressions of checkpoint names that may be ignored) and `tied_names() -> dict[name, name]`.
+Where transformers' model in memory has other tensors than its files, rules name the *form* they belong to: the first
+form that any rule names (`"file"`) is what saving writes, `"memory"` is what `to_torch` gives, and loading takes, for
+each group of variables, the form that the file holds (`forms.py`).
 A variable with metadata `persistent=False` belongs to no file; one whose type has `must_load = True` is
 required in a file even though it is no parameter.
 """
@@ -23,7 +26,7 @@ from typing import Any
 
 from flax import nnx
 
-from easydel.hub.transforms import IDENTITY, TRANSPOSE, Permute, Shape, Stack, Transform
+from easydel.hub.transforms import IDENTITY, TRANSPOSE, Permute, Shape, Split, Stack, Transform
 from easydel.paths import named_modules, named_variables
 
 LEAVES = {"embedding": "weight", "scale": "weight"}
@@ -44,11 +47,13 @@ class WeightRule:
         source: checkpoint name, or several.
         target: path, or several (a fused tensor split over them).
         transform: how arrays change between the two.
+        form: the form of checkpoint that has these names; `None`: all.
     """
 
     source: str | tuple[str, ...]
     target: str | tuple[str, ...]
     transform: Transform | None = IDENTITY
+    form: str | None = None
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -93,12 +98,23 @@ def _pattern(rule: WeightRule, target: str) -> re.Pattern[str]:
     return re.compile("(?:^|(?<=/))" + PLACEHOLDER.sub(group, re.escape(target)) + end)
 
 
-def _rules(modules: Mapping[str, nnx.Module]) -> list[_Scoped]:
+def _declared(modules: Mapping[str, nnx.Module]) -> list[tuple[str, WeightRule]]:
+    return [(scope, rule) for scope, node in modules.items() for rule in getattr(type(node), "weight_map", ())]
+
+
+def _rules(modules: Mapping[str, nnx.Module], form: str | None) -> list[_Scoped]:
+    forms = _forms(modules)
+    form = form if form in forms else forms[0]
     return [
         _Scoped(scope, rule, tuple(_pattern(rule, target) for target in rule.targets))
-        for scope, node in modules.items()
-        for rule in getattr(type(node), "weight_map", ())
+        for scope, rule in _declared(modules)
+        if rule.form in (None, form)
     ]
+
+
+def _forms(modules: Mapping[str, nnx.Module]) -> list[str]:
+    named = [rule.form for _, rule in _declared(modules) if rule.form is not None]
+    return list(dict.fromkeys(named)) or ["file"]
 
 
 def stored_variables(module: nnx.Module) -> dict[str, nnx.Variable]:
@@ -114,6 +130,7 @@ def build_links(
     module: nnx.Module,
     variables: Mapping[str, nnx.Variable] | None = None,
     modules: Mapping[str, nnx.Module] | None = None,
+    form: str | None = None,
 ) -> list[Link]:
     """Return the weight map of `module` (concrete or abstract), one `Link` per rule application, in path order.
 
@@ -121,6 +138,7 @@ def build_links(
         module: the whole model.
         variables: `stored_variables(module)`, if the caller has it already.
         modules: `named_modules(module)`, if the caller has it already.
+        form: of the checkpoint; the one that saving writes if `None` or if the module knows no such form.
 
     Raises:
         ValueError: two links name the same tensor, or a rule of several targets finds only some of them.
@@ -128,7 +146,7 @@ def build_links(
     variables = stored_variables(module) if variables is None else variables
     modules = named_modules(module) if modules is None else modules
     shapes = {path: tuple(variable.get_value().shape) for path, variable in variables.items()}
-    rules = _rules(modules)
+    rules = _rules(modules, form)
     plain = _plain_links(shapes, modules, rules)
     links: list[Link] = []
     done: set[str] = set()
@@ -146,6 +164,13 @@ def build_links(
                 )
             owners[source] = link
     return links
+
+
+def links_by_form(
+    module: nnx.Module, variables: Mapping[str, nnx.Variable], modules: Mapping[str, nnx.Module]
+) -> dict[str, list[Link]]:
+    """Return the weight map in each form that the module's rules name, the one that saving writes first."""
+    return {form: build_links(module, variables, modules, form) for form in _forms(modules)}
 
 
 def _ruled(path: str, shapes: Mapping[str, Shape], rules: Sequence[_Scoped]) -> Iterator[Link]:
@@ -219,4 +244,4 @@ def harmless_patterns(modules: Mapping[str, nnx.Module]) -> list[re.Pattern[str]
     return [re.compile(pattern) for pattern in found]
 
 
-__all__ = ["IDENTITY", "TRANSPOSE", "Link", "Permute", "Stack", "WeightRule", "build_links"]
+__all__ = ["IDENTITY", "TRANSPOSE", "Link", "Permute", "Split", "Stack", "WeightRule", "build_links"]

@@ -16,6 +16,7 @@ from easydel.sharding import AXIS_NAMES, DEFAULT_AXIS_DIMS, PartitionRules, crea
 
 REMAT_POLICIES = ("none", "full", "dots", "dots_no_batch")
 ATTENTION_MECHANISMS = ("auto", "vanilla", "sdpa", "blockwise")
+MOE_MECHANISMS = ("auto", "ragged", "blocks")
 
 _ORIGIN = ("_name_or_path", "source_directory", "architectures", "dtype", "transformers_version", "model_type")
 
@@ -55,6 +56,8 @@ class EasyDeLBaseConfig(PreTrainedConfig):
         sharding_axis_names: names of the mesh axes, in the same order.
         attn_mechanism: `"auto"`, `"vanilla"`, `"sdpa"` or `"blockwise"`.
         attn_block_size: queries per block of the blockwise mechanism.
+        moe_mechanism: how experts are computed: `"ragged"` (XLA's grouped product), `"blocks"` (the rows of each
+            expert in turn) or `"auto"` (blocks on CPU).
         gradient_checkpointing: what a block keeps for its backward pass: `"none"` (no rematerialisation), `"full"`
             (only its input), `"dots"` (matrix products), `"dots_no_batch"` (matrix products with weights).
     """
@@ -67,6 +70,7 @@ class EasyDeLBaseConfig(PreTrainedConfig):
         "sharding_axis_names",
         "attn_mechanism",
         "attn_block_size",
+        "moe_mechanism",
         "gradient_checkpointing",
     )
 
@@ -74,6 +78,7 @@ class EasyDeLBaseConfig(PreTrainedConfig):
     sharding_axis_names: list[str] | tuple[str, ...] = AXIS_NAMES
     attn_mechanism: str = "auto"
     attn_block_size: int = 128
+    moe_mechanism: str = "auto"
     gradient_checkpointing: str = "none"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -102,6 +107,7 @@ class EasyDeLBaseConfig(PreTrainedConfig):
         """Check the runtime settings (called by transformers after construction)."""
         for name, value, known in (
             ("attn_mechanism", self.attn_mechanism, ATTENTION_MECHANISMS),
+            ("moe_mechanism", self.moe_mechanism, MOE_MECHANISMS),
             ("gradient_checkpointing", self.gradient_checkpointing, REMAT_POLICIES),
         ):
             if value not in known:

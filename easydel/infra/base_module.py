@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from easydel.calls import logits_of
+from easydel.calls import logits_of, takes
 from easydel.infra import flops, forward, functional, placing, views
 from easydel.infra.mixins.bridge import EasyBridgeMixin
 from easydel.infra.mixins.generation import EasyGenerationMixin
@@ -271,13 +271,19 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
             **inputs: arguments of the forward pass, only without `logits`.
 
         Returns:
-            The loss, float32 `[]`, and a mapping of metrics (`loss`, `accuracy`, `num_tokens`, …).
+            The loss, float32 `[]`, and a mapping of metrics (`loss`, `accuracy`, `num_tokens`, …). A balancing loss of
+            experts needs the forward pass: with `logits` there is none.
         """
-        if logits is None:
-            logits = logits_of(self(**self.prepare_inputs_for_call(**inputs)))
-        elif inputs:
-            raise TypeError(f"compute_loss with logits runs no forward pass: {', '.join(inputs)} would have no effect")
-        return task_loss(self.model_task, logits, labels, config, self.config)
+        if logits is not None:
+            if inputs:
+                unused = ", ".join(inputs)
+                raise TypeError(f"compute_loss with logits runs no forward pass: {unused} would have no effect")
+            return task_loss(self.model_task, logits, labels, config, self.config)
+        if config is not None and takes(self, "loss_config"):
+            inputs["loss_config"] = config
+        outputs = self(**self.prepare_inputs_for_call(**inputs))
+        balance = getattr(outputs, "auxiliary_loss", None)
+        return task_loss(self.model_task, logits_of(outputs), labels, config, self.config, balance)
 
     def get_static_arguments(self) -> tuple[str, ...]:
         """Return the names of the forward arguments that must be static under `jax.jit`."""

@@ -61,6 +61,8 @@ def forward_flops(module_class: type, config: Any, batch_size: int, sequence_len
     config = copy.deepcopy(config)
     if hasattr(config, "attn_mechanism"):
         config.attn_mechanism = "vanilla"  # the others skip masked keys, or hide their products in a kernel
+    if hasattr(config, "moe_mechanism"):
+        config.moe_mechanism = "ragged"  # counts each token's own experts; how often a loop runs is not known
     tokens = jax.ShapeDtypeStruct((batch_size, sequence_length), jnp.int32)
     graphdef, state = nnx.split(abstract_module(module_class, config))
 

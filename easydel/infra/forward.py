@@ -17,7 +17,7 @@ from easydel.outputs import CausalLMOutput, ModelOutput
 from easydel.paths import nearest
 from easydel.sharding import activation_mesh
 
-STATIC_NAMES = ("loss_config", "output_hidden_states", "output_attentions")
+STATIC_NAMES = ("loss_config", "output_hidden_states", "output_attentions", "output_router_logits")
 _STATIC_TYPES = (bool, str, type(None))
 
 
@@ -48,8 +48,8 @@ def front_door(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_loss(model: Any, outputs: Any, labels: Any, loss_config: Any) -> Any:
-    logits = logits_of(outputs)
-    loss, metrics = task_loss(model.model_task, logits, labels, loss_config, model.config)
+    logits, balance = logits_of(outputs), getattr(outputs, "auxiliary_loss", None)
+    loss, metrics = task_loss(model.model_task, logits, labels, loss_config, model.config, balance)
     del metrics
     if isinstance(outputs, ModelOutput):
         return outputs.replace(loss=loss)

@@ -52,6 +52,7 @@ FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "llama": ("easydel.models.llama", "Llama", _DECODER),
     "mamba2": ("easydel.models.mamba2", "Mamba2", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "mistral": ("easydel.models.mistral", "Mistral", _DECODER),
+    "mixtral": ("easydel.models.mixtral", "Mixtral", _DECODER),
     "qwen2": ("easydel.models.qwen2", "Qwen2", _DECODER),
     "qwen3": ("easydel.models.qwen3", "Qwen3", _DECODER),
 }

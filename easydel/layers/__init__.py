@@ -6,6 +6,7 @@ from easydel.layers.blocks import PreNormBlock, attention_fields, mlp_fields
 from easydel.layers.embedding import Embed
 from easydel.layers.linear import Linear
 from easydel.layers.mlp import MLP, GatedMLP
+from easydel.layers.moe import SparseMoE
 from easydel.layers.norms import GatedRMSNorm, RMSNorm, layer_norm
 from easydel.layers.rotary import RotaryEmbedding
 from easydel.layers.ssm import StateSpaceMixer
@@ -25,6 +26,7 @@ __all__ = [
     "PreNormBlock",
     "RMSNorm",
     "RotaryEmbedding",
+    "SparseMoE",
     "StateSpaceMixer",
     "activation",
     "attention_fields",

@@ -9,6 +9,7 @@ from flax import nnx
 
 from easydel.layers.attention import Attention
 from easydel.layers.mlp import GatedMLP
+from easydel.layers.moe import SparseMoE
 from easydel.layers.norms import RMSNorm
 from easydel.layers.stack import LayerInputs, LayerOutput
 
@@ -18,7 +19,7 @@ class PreNormBlock(nnx.Module):
 
     Args:
         attention: the attention layer.
-        mlp: the feed-forward layer.
+        mlp: the feed-forward layer, or a mixture of experts.
         hidden_size: size of the residual stream.
         epsilon: of the norms.
         dtype: of the norms' results.
@@ -26,7 +27,14 @@ class PreNormBlock(nnx.Module):
     """
 
     def __init__(
-        self, attention: Attention, mlp: GatedMLP, *, hidden_size: int, epsilon: float, dtype: Any, param_dtype: Any
+        self,
+        attention: Attention,
+        mlp: GatedMLP | SparseMoE,
+        *,
+        hidden_size: int,
+        epsilon: float,
+        dtype: Any,
+        param_dtype: Any,
     ) -> None:
         norm = {"epsilon": epsilon, "dtype": dtype, "param_dtype": param_dtype}
         self.input_layernorm = RMSNorm(hidden_size, **norm)
@@ -35,10 +43,14 @@ class PreNormBlock(nnx.Module):
         self.mlp = mlp
 
     def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> LayerOutput:
-        """Map `[batch, seq, hidden]` to the same shape, the updated cache and the attention weights."""
+        """Map `[batch, seq, hidden]` to the same shape, the updated cache, attention weights and router logits."""
         out = self.self_attn(self.input_layernorm(hidden), inputs, cache)
         hidden = hidden + out.hidden
-        return out.replace(hidden=hidden + self.mlp(self.post_attention_layernorm(hidden)))
+        normed = self.post_attention_layernorm(hidden)
+        if not isinstance(self.mlp, SparseMoE):
+            return out.replace(hidden=hidden + self.mlp(normed))
+        mixed, router_logits = self.mlp(normed)
+        return out.replace(hidden=hidden + mixed, router_logits=router_logits)
 
 
 def attention_fields(config: Any) -> dict[str, Any]:

@@ -15,7 +15,12 @@ Metrics = dict[str, jax.Array]
 
 
 def task_loss(
-    task: str, logits: jax.Array, labels: jax.Array, config: LossConfig | None = None, model_config: Any = None
+    task: str,
+    logits: jax.Array,
+    labels: jax.Array,
+    config: LossConfig | None = None,
+    model_config: Any = None,
+    auxiliary_loss: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """Compute the loss of a task.
 
@@ -24,7 +29,9 @@ def task_loss(
         logits: `[batch, seq, vocab]`, or `[batch, labels]` for sequence classification.
         labels: `[batch, seq]`, or `[batch]` / `[batch, labels]` for sequence classification.
         config: how; `LossConfig()` if `None`.
-        model_config: read for `problem_type`.
+        model_config: read for `problem_type`, and for `router_aux_loss_coef`.
+        auxiliary_loss: of a mixture of experts, `[]`; it is added times `config.auxiliary_loss_coefficient`, else times
+            `router_aux_loss_coef`.
 
     Returns:
         The loss, float32 `[]`, and a mapping of metrics.
@@ -36,10 +43,18 @@ def task_loss(
     config = config or LossConfig()
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if task in ("causal-lm", "base"):
-        return causal_lm_loss(logits, labels, config)
-    if task == "sequence-classification":
-        return sequence_classification_loss(logits, labels, config, model_config)
-    raise UnsupportedError(f"a loss for the task {task!r} is not supported")
+        loss, metrics = causal_lm_loss(logits, labels, config)
+    elif task == "sequence-classification":
+        loss, metrics = sequence_classification_loss(logits, labels, config, model_config)
+    else:
+        raise UnsupportedError(f"a loss for the task {task!r} is not supported")
+    if auxiliary_loss is None:
+        return loss, metrics
+    weight = config.auxiliary_loss_coefficient
+    if weight is None:
+        weight = getattr(model_config, "router_aux_loss_coef", 0.0)
+    loss = loss + weight * auxiliary_loss
+    return loss, metrics | {"loss": loss, "auxiliary_loss": auxiliary_loss}
 
 
 def causal_lm_loss(logits: jax.Array, labels: jax.Array, config: LossConfig) -> tuple[jax.Array, Metrics]:

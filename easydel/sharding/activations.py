@@ -37,6 +37,23 @@ def activation_mesh(mesh: Mesh | None) -> Iterator[None]:
         _MESH.reset(token)
 
 
+def current_mesh() -> Mesh | None:
+    """Return the mesh of the forward pass, if there is one."""
+    return _MESH.get()
+
+
+def activation_spec(shape: tuple[int, ...], *roles: str | None) -> PartitionSpec:
+    """Return over which axes of the ambient mesh an array is split by the roles of its dimensions.
+
+    Axes that the mesh lacks, or that do not divide a dimension, are left out.
+    """
+    mesh = _MESH.get()
+    if mesh is None:
+        return PartitionSpec()
+    axes = [tuple(a for a in ROLES[role] if a in mesh.shape) if role else () for role in roles]
+    return fit_spec(PartitionSpec(*(entry or None for entry in axes)), shape, mesh)
+
+
 def constrain(x: jax.Array, *roles: str | None) -> jax.Array:
     """Ask the compiler to split the dimensions of `x` by their roles, one role (or `None`) per dimension.
 
@@ -46,9 +63,7 @@ def constrain(x: jax.Array, *roles: str | None) -> jax.Array:
     mesh = _MESH.get()
     if mesh is None or mesh.size == 1 or not isinstance(x, jax.core.Tracer):
         return x
-    axes = [tuple(a for a in ROLES[role] if a in mesh.shape) if role else () for role in roles]
-    spec = fit_spec(PartitionSpec(*(entry or None for entry in axes)), x.shape, mesh)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, activation_spec(x.shape, *roles)))
 
 
 def sequence_is_split() -> bool:

@@ -143,6 +143,7 @@ RUNTIME = {
     "sharding_axis_names": ("dp", "fsdp", "ep", "tp", "sp"),
     "attn_mechanism": "blockwise",
     "attn_block_size": 16,
+    "moe_mechanism": "ragged",
     "gradient_checkpointing": "full",
 }
 

@@ -103,8 +103,9 @@ def families() -> dict[str, Family]:
     from tests.models.gpt2 import GPT2
     from tests.models.llama import LLAMA
     from tests.models.mamba2 import MAMBA2
+    from tests.models.mixtral import MIXTRAL
 
-    return {family.name: family for family in (LLAMA, *DENSE, GPT2, MAMBA2)}
+    return {family.name: family for family in (LLAMA, *DENSE, GPT2, MAMBA2, MIXTRAL)}
 
 
 FAMILIES = families()

@@ -67,6 +67,8 @@ class TaskModule(EasyDeLBaseModule):
         says, computed as a `LossConfig` in `loss_config` says.
         """
         inputs |= {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
             "segment_ids": segment_ids,
@@ -74,9 +76,13 @@ class TaskModule(EasyDeLBaseModule):
             "output_hidden_states": output_hidden_states,
             "output_attentions": output_attentions,
         }
-        given = {name: value for name, value in inputs.items() if value is not None}
-        out = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **given)
-        return self.head(out, input_ids, attention_mask)
+        return self.run({name: value for name, value in inputs.items() if value is not None}, loss_config)
+
+    def run(self, inputs: dict[str, Any], loss_config: Any) -> ModelOutput:
+        """Run the backbone and the head; a task whose `loss_config` asks more of the forward pass overrides it."""
+        del loss_config
+        out = self.base_model(**inputs)
+        return self.head(out, inputs.get("input_ids"), inputs.get("attention_mask"))
 
     def head(self, out: Any, input_ids: jax.Array | None, attention_mask: jax.Array | None) -> ModelOutput:
         """Turn the backbone's output into the task's."""

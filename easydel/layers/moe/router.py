@@ -1,0 +1,84 @@
+"""Which experts a token goes to, and with what weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.struct import dataclass
+
+from easydel.layers.linear import normal_init
+
+
+@dataclass
+class Routing:
+    """What a router says of each token.
+
+    Attributes:
+        logits: `[..., experts]`, in the compute dtype.
+        weights: float32 `[..., top_k]`, of the chosen experts.
+        experts: int32 `[..., top_k]`, the chosen experts, the likeliest first.
+    """
+
+    logits: jax.Array
+    weights: jax.Array
+    experts: jax.Array
+
+
+class Router(nnx.Module):
+    """Chooses the `top_k` experts of the largest probability (arXiv:1701.06538, section 2.1).
+
+    Probabilities are the softmax over all experts, in float32. Not a `Linear`, so that neither quantization nor LoRA
+    takes it for one.
+
+    Args:
+        hidden_size: size of the input.
+        num_experts: how many there are.
+        top_k: how many a token goes to.
+        normalize: whether the chosen experts' weights are divided by their sum.
+        init_stddev: of the initial kernel, `[hidden, experts]`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        *,
+        top_k: int,
+        normalize: bool = True,
+        init_stddev: float = 0.02,
+        dtype: Any,
+        param_dtype: Any,
+        precision: Any,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if not 1 <= top_k <= num_experts:
+            raise ValueError(f"each token goes to {top_k} of {num_experts} experts: choose from 1 to {num_experts}")
+        self.kernel = nnx.Param(normal_init(init_stddev)(rngs.params(), (hidden_size, num_experts), param_dtype))
+        self.top_k, self.normalize = top_k, normalize
+        self.dtype, self.param_dtype, self.precision = dtype, param_dtype, precision
+
+    def __call__(self, x: jax.Array) -> Routing:
+        """Route tokens `[..., hidden]`."""
+        kernel = self.kernel.get_value().astype(self.dtype)
+        logits = jnp.dot(x.astype(self.dtype), kernel, precision=self.precision)
+        weights, experts = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), self.top_k)
+        if self.normalize:
+            weights = weights / weights.sum(axis=-1, keepdims=True)
+        return Routing(logits, weights, experts)
+
+
+class Jitter(nnx.Module):
+    """Multiplies by noise uniform in `[1 - amount, 1 + amount]`; off until `train()` or `rngs` (arXiv:2101.03961)."""
+
+    def __init__(self, amount: float, *, rngs: nnx.Rngs) -> None:
+        self.amount, self.deterministic = amount, True
+        self.rngs = rngs["dropout"].fork()
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map any shape to the same."""
+        if self.deterministic:
+            return x
+        return x * jax.random.uniform(self.rngs(), x.shape, x.dtype, 1.0 - self.amount, 1.0 + self.amount)
