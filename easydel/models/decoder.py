@@ -13,9 +13,10 @@ from jax.sharding import PartitionSpec
 from easydel.caching import Cache
 from easydel.errors import UnsupportedError
 from easydel.infra.base_module import EasyDeLBaseModule
-from easydel.layers import AttentionMask, Embed, LayerInputs, LayerStack, RMSNorm, RotaryEmbedding
+from easydel.layers import Embed, LayerInputs, LayerStack, RMSNorm, RotaryEmbedding
 from easydel.layers.linear import normal_init
 from easydel.layers.stack import StackOutput
+from easydel.models.inputs import check_length, embed_or_take, extras_asked, place_tokens
 from easydel.outputs import BaseModelOutput
 from easydel.sharding import PartitionRules
 
@@ -133,14 +134,11 @@ class Decoder(EasyDeLBaseModule):
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`, or shapes that do not fit.
         """
-        if output_hidden_states is None:
-            output_hidden_states = bool(self.config.output_hidden_states)
-        if output_attentions is None:
-            output_attentions = bool(self.config.output_attentions)
-        hidden = self._embedded(input_ids, inputs_embeds)
+        with_states, with_attentions = extras_asked(self.config, output_hidden_states, output_attentions)
+        hidden = embed_or_take(self.embed, input_ids, inputs_embeds, self.dtype)
         batch, length = hidden.shape[:2]
         if attention_mask is None and position_ids is None and segment_ids is None and cache is None:
-            self._check_length(length)
+            check_length(self, length)
         cache, mask, tokens, positions = place_tokens(attention_mask, segment_ids, cache, batch, length)
         positions = positions if position_ids is None else jnp.broadcast_to(jnp.asarray(position_ids), (batch, length))
         hidden = self.place(hidden, positions)
@@ -148,7 +146,7 @@ class Decoder(EasyDeLBaseModule):
             rotary=None if self.rotary is None else self.rotary(positions, self.dtype),
             mask=mask,
             tokens=tokens,
-            output_attentions=output_attentions,
+            output_attentions=with_attentions,
         )
         remat = self.config.gradient_checkpointing
         out = self.layers.run(hidden, inputs, None if cache is None else cache.layers, remat)
@@ -156,28 +154,10 @@ class Decoder(EasyDeLBaseModule):
         return BaseModelOutput(
             last_hidden_state=hidden,
             cache=None if cache is None else cache.with_layers(out.collect("cache")),
-            hidden_states=self.hidden_states(out, hidden) if output_hidden_states else None,
-            attentions=(out.collect("attention") or None) if output_attentions else None,
+            hidden_states=self.hidden_states(out, hidden) if with_states else None,
+            attentions=(out.collect("attention") or None) if with_attentions else None,
             router_logits=out.collect("router_logits") or None,
         )
-
-    def _check_length(self, length: int) -> None:
-        if self.longest_sequence is not None and length > self.longest_sequence:
-            raise ValueError(
-                f"{type(self).__name__} has {self.longest_sequence} positions; {length} tokens do not fit: shorten the "
-                "sequence"
-            )
-
-    def _embedded(self, input_ids: jax.Array | None, inputs_embeds: jax.Array | None) -> jax.Array:
-        if (input_ids is None) == (inputs_embeds is None):
-            got = "neither" if input_ids is None else "both"
-            raise ValueError(f"give either input_ids or inputs_embeds, got {got}")
-        if inputs_embeds is not None:
-            return jnp.asarray(inputs_embeds).astype(self.dtype)
-        ids = jnp.asarray(input_ids)
-        if ids.ndim != 2:
-            raise ValueError(f"input_ids must be [batch, seq], got shape {ids.shape}")
-        return self.embed(ids)
 
 
 def layer_types(config: Any) -> list[str]:
@@ -211,38 +191,3 @@ def decoder_rules() -> PartitionRules:
         (r"(q|k|v|gate|up)_proj/bias", PartitionSpec("tp")),
         (r"(norm|layernorm)/scale|bias", PartitionSpec()),
     )
-
-
-def place_tokens(
-    attention_mask: jax.Array | None, segment_ids: jax.Array | None, cache: Cache | None, batch: int, length: int
-) -> tuple[Cache | None, AttentionMask, jax.Array | None, jax.Array]:
-    """Return the cache (its account extended), the mask, which places hold tokens, and the new tokens' positions."""
-    if attention_mask is not None:
-        attention_mask = jnp.asarray(attention_mask)
-        if attention_mask.ndim != 2 or attention_mask.shape[0] != batch:
-            raise ValueError(f"attention_mask must be [batch={batch}, seq={length}], got shape {attention_mask.shape}")
-    if cache is not None:
-        if segment_ids is not None:
-            raise ValueError("segment_ids cannot be used with a cache: run packed sequences without one")
-        offset = None if cache.is_empty else cache.index
-        cache, tokens, positions = cache.extend(attention_mask, batch, length)
-        return cache, AttentionMask(key_valid=cache.valid, offset=offset), tokens, positions
-
-    if attention_mask is not None and attention_mask.shape[1] != length:
-        raise ValueError(f"attention_mask of shape {attention_mask.shape} does not fit [batch={batch}, seq={length}]")
-    valid = None if attention_mask is None else attention_mask.astype(bool)
-    counted = jnp.ones((batch, length), jnp.int32) if valid is None else valid.astype(jnp.int32)
-    running = jnp.cumsum(counted, axis=1)
-    if segment_ids is not None:
-        segment_ids = jnp.asarray(segment_ids)
-        running = running - _before_segment(running - counted, segment_ids)
-    mask = AttentionMask(key_valid=valid, query_segments=segment_ids, key_segments=segment_ids)
-    return None, mask, valid, jnp.maximum(running - 1, 0)
-
-
-def _before_segment(before: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """Return, for each token, the number of tokens before its segment began, `[batch, seq]`."""
-    begins = jnp.concatenate(
-        [jnp.ones_like(segment_ids[:, :1], bool), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1
-    )
-    return jax.lax.cummax(jnp.where(begins, before, 0), axis=1)
