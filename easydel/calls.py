@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-LOSS_ARGUMENTS = ("labels", "loss_config")
+LOSS_ARGUMENTS = ("labels", "start_positions", "end_positions", "loss_config")
 _KINDS = inspect.Parameter
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 
 
 @dataclass_transform(field_specifiers=(dataclasses.field,))
@@ -46,6 +47,7 @@ class BaseModelOutput(ModelOutput):
         hidden_states: if asked for: the embeddings, each layer's output, the last one after the final norm.
         attentions: if asked for: per layer the weights, `[batch, heads, query, key]`.
         router_logits: of models with experts: per layer what the router says, `[batch, seq, experts]`.
+        pooler_output: of encoders with a pooler: one vector for each row, `[batch, hidden]`.
     """
 
     last_hidden_state: jax.Array | None = None
@@ -53,10 +55,11 @@ class BaseModelOutput(ModelOutput):
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None
     router_logits: tuple[jax.Array, ...] | None = None
+    pooler_output: jax.Array | None = None
 
     def carried(self) -> dict[str, Any]:
         """Return what a head passes on as it is."""
-        return {name: self[name] for name in self.keys() if name != "last_hidden_state"}
+        return {name: self[name] for name in self.keys() if name not in ("last_hidden_state", "pooler_output")}
 
 
 @_pytree
@@ -90,6 +93,45 @@ class TokenClassifierOutput(ModelOutput):
 
     logits: jax.Array | None = None
     loss: jax.Array | None = None
+    cache: Any = None
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+
+
+@_pytree
+class MaskedLMOutput(ModelOutput):
+    """Output of a masked language model: `logits` `[batch, seq, vocab]` in the compute dtype, `loss` float32 `[]`."""
+
+    logits: jax.Array | None = None
+    loss: jax.Array | None = None
+    cache: Any = None
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+
+
+@_pytree
+class QuestionAnsweringOutput(ModelOutput):
+    """Output of a question answerer: `start_logits`, `end_logits` `[batch, seq]`, `loss` float32 `[]`."""
+
+    start_logits: jax.Array | None = None
+    end_logits: jax.Array | None = None
+    loss: jax.Array | None = None
+    cache: Any = None
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+
+    @property
+    def logits(self) -> jax.Array:
+        """Both as one array `[batch, seq, 2]`, as the loss takes them."""
+        return jnp.stack([jnp.asarray(self.start_logits), jnp.asarray(self.end_logits)], axis=-1)
+
+
+@_pytree
+class EmbeddingOutput(ModelOutput):
+    """Output of an embedding model: `embeddings` `[batch, hidden]`, and `last_hidden_state` `[batch, seq, hidden]`."""
+
+    embeddings: jax.Array | None = None
+    last_hidden_state: jax.Array | None = None
     cache: Any = None
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None

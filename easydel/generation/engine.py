@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from easydel.calls import takes
+from easydel.errors import UnsupportedError
 from easydel.generation.loop import Progress, begin, cached_loop
 from easydel.generation.options import GenerationOptions, resolve_options
 from easydel.generation.prompts import SHORTEST_CACHE, SHORTEST_PROMPT, align, bucket, check_prompt
@@ -45,6 +46,10 @@ def stream(model: Any, input_ids: Any, attention_mask: Any = None, **options: An
 def _prepare(
     model: Any, input_ids: Any, attention_mask: Any, options: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray, GenerationOptions]:
+    if not getattr(model, "can_generate", True):
+        raise UnsupportedError(
+            f"generate() is not supported by {type(model).__name__} ({model.model_task}): it predicts no next token"
+        )
     ids, mask = check_prompt(input_ids, attention_mask, getattr(model.config, "vocab_size", None))
     defaults = options.pop("generation_config", None) or model.generation_config
     stored = {} if defaults is None else defaults.to_diff_dict()

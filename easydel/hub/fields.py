@@ -13,10 +13,14 @@ from easydel.hub.report import short
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
     "max_position_embeddings", "num_heads", "state_size", "n_groups", "conv_kernel", "chunk_size", "expand",
+    "type_vocab_size",
 )  # fmt: skip
 COUNTS = ("num_hidden_layers", "sliding_window")
 POSITIVE = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
-NOT_NEGATIVE = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "initializer_range", "attention_dropout")
+NOT_NEGATIVE = (
+    "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "initializer_range", "attention_dropout",
+    "attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout",
+)  # fmt: skip
 # No model comes near them; beyond, building for shapes alone would take memory or minutes.
 LARGEST_SIZE, LARGEST_HEAD, SHARED_LAYERS = 2**40, 2**14, 128
 

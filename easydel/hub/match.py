@@ -19,7 +19,7 @@ from easydel.hub.safetensors import TensorEntry
 from easydel.hub.weight_map import Link, harmless_patterns, links_by_form, stored_variables, tied_names
 from easydel.paths import named_modules, named_variables, nearest
 
-OTHER_HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.")
+OTHER_HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.", "cls.")
 CHUNK = 2**22
 
 
@@ -41,6 +41,7 @@ def match_checkpoint(
         CheckpointError: tensors are missing, unexpected, of another shape or another kind of number; all are listed.
     """
     variables, modules = stored_variables(module), named_modules(module)  # walking a deep module is slow: once
+    table = _renamed(table, modules)
     forms = links_by_form(module, variables, modules)
     wanted = {source for links in forms.values() for link in links for source in link.sources}
     table, heads = _align_prefix(table, wanted, getattr(module, "base_model_prefix", "") or "")
@@ -81,6 +82,20 @@ def match_checkpoint(
             stacklevel=4,
         )
     return Match(tuple(chosen), tuple(new), table)
+
+
+def _renamed(table: Mapping[str, TensorEntry], modules: Mapping[str, nnx.Module]) -> Mapping[str, TensorEntry]:
+    """Give tensors under names of older versions (`legacy_names` of the modules) today's names."""
+    rules = dict.fromkeys(rule for node in modules.values() for rule in getattr(type(node), "legacy_names", ()))
+    renamed: dict[str, TensorEntry] = {}
+    for name, entry in table.items():
+        new = name
+        for pattern, replacement in rules:
+            new = re.sub(pattern, replacement, new)
+        # Beside a tensor of today's name the old one stays, and is reported.
+        free = new not in table and new not in renamed
+        renamed[new if free else name] = entry
+    return renamed
 
 
 def _required(variable: nnx.Variable) -> bool:

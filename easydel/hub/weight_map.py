@@ -8,7 +8,8 @@ leaf names there. So the way back is the same table read backwards, never a gues
 
 A module class may declare, all optional and also on submodules (their names are then relative to the submodule):
 `weight_map: tuple[WeightRule, ...]`, `base_model_prefix: str`, `harmless_extras: tuple[str, ...]` (regular
-expressions of checkpoint names that may be ignored) and `tied_names() -> dict[name, name]`.
+expressions of checkpoint names that may be ignored), `legacy_names: tuple[(pattern, replacement), ...]` (`re.sub` of
+names in older checkpoints, before anything else) and `tied_names() -> dict[name, name]`.
 Where transformers' model in memory has other tensors than its files, rules name the *form* they belong to: the first
 form that any rule names (`"file"`) is what saving writes, `"memory"` is what `to_torch` gives, and loading takes, for
 each group of variables, the form that the file holds (`forms.py`).

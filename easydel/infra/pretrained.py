@@ -71,6 +71,9 @@ def load_config(directory: Path, config_class: Any, overrides: Mapping[str, Any]
             f"{file}: is for model_type {short(model_type)}, which is not supported by {config_class.__name__} "
             f"(for {expected!r}); use the class of that model_type, or an Auto class"
         )
+    # How a model runs here is not the file's to say; older ones hold a `gradient_checkpointing` that meant torch's.
+    runtime = getattr(config_class, "runtime_fields", ())
+    content = {name: value for name, value in content.items() if name not in runtime}
     check_content(content, file, overrides)
     try:
         config, unused = config_class.from_dict(content, return_unused_kwargs=True, **overrides)
@@ -174,7 +177,7 @@ def rendered_files(model: Any) -> dict[str, str]:
     content = json.loads(config.to_json_string()) | {"dtype": str(model.module_dtype)}
     files = {CONFIG: json.dumps(content, indent=2, sort_keys=True) + "\n"}
     settings = model.generation_settings
-    if settings is None and model.model_task not in ("sequence-classification", "token-classification"):
+    if settings is None and model.can_generate:
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         ids = {name: getattr(config, name, None) for name in names}
         settings = json.dumps({name: value for name, value in ids.items() if value is not None})

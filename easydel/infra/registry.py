@@ -46,7 +46,16 @@ SUFFIXES: dict[TaskType, str] = {
 
 # model_type -> (module, class name prefix, tasks). Class names follow transformers: prefix + suffix of the task.
 _DECODER = (TaskType.BASE, TaskType.CAUSAL_LM, TaskType.SEQUENCE_CLASSIFICATION)
+_ENCODER = (
+    TaskType.BASE,
+    TaskType.MASKED_LM,
+    TaskType.SEQUENCE_CLASSIFICATION,
+    TaskType.TOKEN_CLASSIFICATION,
+    TaskType.QUESTION_ANSWERING,
+    TaskType.EMBEDDING,
+)
 FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
+    "bert": ("easydel.models.bert", "Bert", _ENCODER),
     "gemma2": ("easydel.models.gemma2", "Gemma2", _DECODER),
     "gpt2": ("easydel.models.gpt2", "GPT2", _DECODER),
     "llama": ("easydel.models.llama", "Llama", _DECODER),

@@ -26,8 +26,10 @@ def task_loss(
 
     Args:
         task: a task's name. A class registered for no task ("base") is read as a causal language model.
-        logits: `[batch, seq, vocab]`, or `[batch, labels]` for sequence classification.
-        labels: `[batch, seq]`, or `[batch]` / `[batch, labels]` for sequence classification.
+        logits: `[batch, seq, vocab]`, `[batch, labels]` for sequence classification, or `[batch, seq, 2]` (start
+            and end) for question answering.
+        labels: `[batch, seq]`, `[batch]` / `[batch, labels]` for sequence classification, or `[batch, 2]` (places of
+            start and end) for question answering.
         config: how; `LossConfig()` if `None`.
         model_config: read for `problem_type`, and for `router_aux_loss_coef`.
         auxiliary_loss: of a mixture of experts, `[]`; it is added times `config.auxiliary_loss_coefficient`, else times
@@ -46,6 +48,10 @@ def task_loss(
         loss, metrics = causal_lm_loss(logits, labels, config)
     elif task == "sequence-classification":
         loss, metrics = sequence_classification_loss(logits, labels, config, model_config)
+    elif task in ("masked-lm", "token-classification"):
+        loss, metrics = token_loss(logits, labels, config)
+    elif task == "question-answering":
+        loss, metrics = question_answering_loss(logits, labels, config)
     else:
         raise UnsupportedError(f"a loss for the task {task!r} is not supported")
     if auxiliary_loss is None:
@@ -93,6 +99,29 @@ def sequence_classification_loss(
         losses = jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     loss = losses.mean() if config.reduction == "mean" else losses.sum()
     return loss, {"loss": loss, "num_tokens": jnp.asarray(targets.shape[0])}
+
+
+def token_loss(logits: jax.Array, labels: jax.Array, config: LossConfig) -> tuple[jax.Array, Metrics]:
+    """Cross-entropy of each token's logits with its own label."""
+    _check_labels(labels, logits, logits.shape[:-1])
+    return cross_entropy(logits, labels, config)
+
+
+def question_answering_loss(logits: jax.Array, labels: jax.Array, config: LossConfig) -> tuple[jax.Array, Metrics]:
+    """Mean of two cross-entropies over the places of a sequence: of the answer's start and of its end.
+
+    As in transformers a place past the sequence (an answer that was cut off) does not count, and a negative one means
+    the first place, where models are taught to point if there is no answer.
+    """
+    _check_labels(labels, logits, (*logits.shape[:-2], logits.shape[-1]))
+    length = logits.shape[-2]
+    places = jnp.where(labels >= length, config.ignore_index, jnp.maximum(labels, 0))
+    parts = [cross_entropy(logits[..., side], places[..., side], config) for side in range(logits.shape[-1])]
+    loss = jnp.stack([part for part, _ in parts]).mean()
+    counts = jnp.stack([metrics["num_tokens"] for _, metrics in parts])
+    hits = jnp.stack([metrics["accuracy"] for _, metrics in parts]) * counts
+    total = counts.sum()
+    return loss, {"loss": loss, "accuracy": hits.sum() / jnp.maximum(total, 1), "num_tokens": total}
 
 
 def _check_labels(labels: jax.Array, logits: jax.Array, expected: tuple[int, ...]) -> None:

@@ -187,7 +187,7 @@ def decoder_rules() -> PartitionRules:
         (r"mlp/(gate|up)_proj/kernel", PartitionSpec("fsdp", "tp")),
         (r"mlp/down_proj/kernel", PartitionSpec("tp", "fsdp")),
         (r"lm_head/kernel", PartitionSpec("fsdp", "tp")),
-        (r"score/kernel", PartitionSpec("fsdp", None)),
+        (r"(score|classifier)/kernel", PartitionSpec("fsdp", None)),
         (r"(q|k|v|gate|up)_proj/bias", PartitionSpec("tp")),
         (r"(norm|layernorm)/scale|bias", PartitionSpec()),
     )

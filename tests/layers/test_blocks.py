@@ -10,7 +10,7 @@ from flax import nnx
 from transformers.activations import ACT2FN
 
 import easydel
-from easydel.layers import Embed, GatedMLP, Linear, RMSNorm, activation
+from easydel.layers import Embed, GatedMLP, Linear, RMSNorm, activation, layer_norm
 from easydel.layers.activations import ACTIVATIONS
 
 RNG = np.random.default_rng(0)
@@ -32,6 +32,20 @@ def test_rms_norm(epsilon: float, offset: float) -> None:
     scale = RNG.normal(size=8).astype(np.float32)
     norm.scale.set_value(jnp.asarray(scale))
     np.testing.assert_allclose(norm(X), fresh * (offset + scale), atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1000.0])
+def test_layer_norm(shift: float) -> None:
+    """A large mean takes digits from the numbers themselves, but no more than that."""
+    x = X + np.float32(shift)
+    wide = x.astype(np.float64)
+    fresh = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-12)
+    norm = layer_norm(8, 1e-12, dtype=jnp.float32, param_dtype=jnp.float32)
+    np.testing.assert_allclose(norm(x), fresh, atol=1e-6 if shift == 0 else 1e-3)
+    scale, bias = RNG.normal(size=(2, 8)).astype(np.float32)
+    norm.scale.set_value(jnp.asarray(scale))
+    norm.bias.set_value(jnp.asarray(bias))
+    np.testing.assert_allclose(norm(x), fresh * scale + bias, atol=5e-6 if shift == 0 else 5e-3)
 
 
 def test_rms_norm_takes_its_statistics_in_float32() -> None:

@@ -126,7 +126,7 @@ LLAMA = Family(
         "bos_token_id": "read by tokenizers",
         "eos_token_id": "of generation: tests/generation",
         "pretraining_tp": "transformers' Llama does not read it any more",
-        "attention_dropout": "of training: test_attention_dropout_is_active_in_training_only",
+        "attention_dropout": "of training: test_dropout_is_active_in_training_only",
     },
     refused=(
         ({"hidden_act": "snake"}, "not supported"),

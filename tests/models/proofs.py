@@ -40,6 +40,7 @@ PROOFS = {
     "bfloat16": Proof("bfloat16 weights go through files unchanged and compute what transformers computes", "main"),
     "sharding": Proof("outputs, loss and gradients on eight devices are those of one", "main"),
     "tasks": Proof("the classes of the other tasks give transformers' outputs and loss", "main"),
+    "left_padding": Proof("in the other tasks, too, rows padded left give what transformers gives", "main"),
     "fields": Proof("every changed field of the config has the effect it has in transformers", "main"),
     "refused": Proof("values that are not supported are refused when a model is built", "main"),
     "fresh": Proof("new weights are distributed as transformers draws them", "main"),

@@ -49,6 +49,10 @@ class Family:
         inert: fields without effect on a forward pass → the reason.
         main_task: the task in which everything is proved that is not said of another task.
         ours: task → name of our class where it differs from transformers'.
+        dropout: the fields that hold rates of dropout.
+        new_in_base: patterns of what the model without a head has and the main task's checkpoint has not.
+        cancelled: ends of the names, in transformers, of biases whose gradient is zero in exact arithmetic: of keys
+            that are not rotated. Such a bias adds the same to all of a query's products, and softmax does not see that.
         excused: proofs the family is not held to → the reason.
         counts_padding: whether transformers' positions count padding, so that it must be told those of the tokens.
         refused: configs that must be refused when a model is built, with the message's pattern.
@@ -62,6 +66,9 @@ class Family:
     inert: Mapping[str, str]
     main_task: str = "causal-lm"
     ours: Mapping[str, str] = field(default_factory=dict)
+    dropout: tuple[str, ...] = ("attention_dropout",)
+    new_in_base: tuple[str, ...] = ()
+    cancelled: tuple[str, ...] = ()
     excused: Mapping[str, str] = field(default_factory=dict)
     counts_padding: bool = False
     refused: tuple[tuple[Mapping[str, Any], str], ...] = ()
@@ -99,13 +106,14 @@ class Family:
 
 
 def families() -> dict[str, Family]:
+    from tests.models.bert import BERT
     from tests.models.dense import DENSE
     from tests.models.gpt2 import GPT2
     from tests.models.llama import LLAMA
     from tests.models.mamba2 import MAMBA2
     from tests.models.mixtral import MIXTRAL
 
-    return {family.name: family for family in (LLAMA, *DENSE, GPT2, MAMBA2, MIXTRAL)}
+    return {family.name: family for family in (LLAMA, *DENSE, GPT2, MAMBA2, MIXTRAL, BERT)}
 
 
 FAMILIES = families()

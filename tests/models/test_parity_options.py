@@ -11,7 +11,7 @@ from flax import nnx
 
 from tests.models.inputs import int32, pad
 from tests.models.pairs import Jitted, Pair, close, load_ours, pair
-from tests.models.table import cases
+from tests.models.table import FAMILIES, cases
 
 FORWARD = 1e-4  # float32 in two libraries: sums in another order, through a dozen products
 SAME = 1e-5  # the same sums here, arranged otherwise
@@ -56,19 +56,25 @@ def check_remat(case: Pair, policy: str) -> None:
     close(loss, want_loss, SAME, policy)
     named, wanted = (nnx.clone(case.ours).merge_params_dict(tree).to_torch() for tree in (gradients, want))
     for name, tensor in wanted.items():
-        close(named[name], tensor, SAME, f"{policy}: {name}")
+        if name.endswith(case.family.cancelled):  # what is left is rounding: next to nothing beside its weight's
+            largest = float(wanted[name.removesuffix("bias") + "weight"].abs().max())
+            assert max(float(g.abs().max()) for g in (named[name], tensor)) <= SAME * largest, f"{policy}: {name}"
+        else:
+            close(named[name], tensor, SAME, f"{policy}: {name}")
 
 
 @pytest.mark.parametrize(("family", "variant"), cases("dropout"))
-def test_attention_dropout_is_active_in_training_only(family: str, variant: str) -> None:
-    case = pair(family, variant, attention_dropout=0.5)
-    inputs = case.inputs(case.ids(2, 9))
-    close(case.run(**inputs).logits, case.theirs(**inputs).logits, FORWARD)
-    pure, params = case.ours.pure_transform_fn(), case.ours.params
-    draw = jax.jit(lambda key: pure(params, inputs, rngs=key).logits)
-    one, same, other = (draw(jax.random.key(seed)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(one, same)
-    assert np.abs(np.asarray(one - other)).max() > 1e-2
+def test_dropout_is_active_in_training_only(family: str, variant: str) -> None:
+    rates = FAMILIES[family].dropout
+    for rate in rates:
+        case = pair(family, variant, **(dict.fromkeys(rates, 0.0) | {rate: 0.5}))
+        inputs = case.inputs(case.ids(2, 9))
+        close(case.run(**inputs).logits, case.theirs(**inputs).logits, FORWARD)
+        pure, params = case.ours.pure_transform_fn(), case.ours.params
+        draw = jax.jit(lambda key, pure=pure, params=params, inputs=inputs: pure(params, inputs, rngs=key).logits)
+        one, same, other = (draw(jax.random.key(seed)) for seed in (0, 0, 1))
+        np.testing.assert_array_equal(one, same)
+        assert np.abs(np.asarray(one - other)).max() > 1e-2, rate
 
 
 def test_dropout_keys_are_the_only_source_of_chance() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ class EasyGenerationMixin:
     """Generates tokens, with the defaults of the model's `generation_config`."""
 
     config: Any
+    can_generate: ClassVar[bool] = True
+    """Whether the class predicts a next token at all, as far as is known before it is asked."""
     generation_settings: str | None = None
     """The generation config as JSON: a string, so that it can be part of the module's static structure."""
 

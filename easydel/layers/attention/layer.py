@@ -1,4 +1,4 @@
-"""The attention layer that decoder families share."""
+"""The attention layer that families share."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Attention(nnx.Module):
         qkv_bias: whether the q, k and v projections have a bias.
         out_bias: whether the output projection has one.
         scale: factor of the products; `head_dim ** -0.5` if `None`.
+        causal: whether the layer looks back only; one that looks both ways keeps no cache. Who sees whom says the mask.
         window: how many positions a token sees, itself included; `None`: all before it.
         softcap: products `p` become `softcap · tanh(p / softcap)`.
         qk_norm: makes the norm that queries, and the one that keys pass per head before they are rotated.
@@ -50,6 +51,7 @@ class Attention(nnx.Module):
         qkv_bias: bool = False,
         out_bias: bool = False,
         scale: float | None = None,
+        causal: bool = True,
         window: int | None = None,
         softcap: float | None = None,
         qk_norm: Callable[[], nnx.Module] | None = None,
@@ -92,11 +94,13 @@ class Attention(nnx.Module):
         self.dropout = nnx.Dropout(dropout, deterministic=True, rngs=rngs) if dropout else None
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.scale = head_dim**-0.5 if scale is None else scale
-        self.window, self.softcap = window, softcap
+        self.causal, self.window, self.softcap = causal, window, softcap
         self.mechanism, self.block_size, self.precision = mechanism, block_size, precision
 
-    def init_cache(self, batch_size: int, max_length: int, dtype: Any) -> AttentionCache | SlidingCache:
-        """Make this layer's empty cache: of the window's size, if there is one."""
+    def init_cache(self, batch_size: int, max_length: int, dtype: Any) -> AttentionCache | SlidingCache | None:
+        """Make this layer's empty cache: of the window's size, if there is one; none if later tokens count."""
+        if not self.causal:
+            return None
         if self.window is not None:
             return SlidingCache.create(batch_size, max_length, self.window, self.num_kv_heads, self.head_dim, dtype)
         return AttentionCache.create(batch_size, max_length, self.num_kv_heads, self.head_dim, dtype)

@@ -2,7 +2,20 @@
 
 from easydel.models.tasks.base import TaskModule
 from easydel.models.tasks.causal_lm import CausalLM
-from easydel.models.tasks.classification import SequenceClassifier
+from easydel.models.tasks.classification import PooledClassifier, SequenceClassifier, TokenClassifier
+from easydel.models.tasks.embedding import Embedding
+from easydel.models.tasks.masked_lm import MaskedLM
 from easydel.models.tasks.moe import MoECausalLM
+from easydel.models.tasks.question_answering import QuestionAnswering
 
-__all__ = ["CausalLM", "MoECausalLM", "SequenceClassifier", "TaskModule"]
+__all__ = [
+    "CausalLM",
+    "Embedding",
+    "MaskedLM",
+    "MoECausalLM",
+    "PooledClassifier",
+    "QuestionAnswering",
+    "SequenceClassifier",
+    "TaskModule",
+    "TokenClassifier",
+]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from easydel.models.tasks.base import TaskModule
-from easydel.outputs import SequenceClassifierOutput
+from easydel.outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 
 class SequenceClassifier(TaskModule):
@@ -18,6 +18,8 @@ class SequenceClassifier(TaskModule):
     That is the last that is not `pad_token_id`, or without one, the last that the attention mask keeps. `labels` are
     `[batch]` classes or targets, or `[batch, labels]`.
     """
+
+    can_generate: ClassVar[bool] = False
 
     def _add_head(self, rngs: nnx.Rngs) -> None:
         self.score = self._linear(self.config.num_labels, rngs)
@@ -37,3 +39,47 @@ class SequenceClassifier(TaskModule):
         else:
             return jnp.full((batch,), length - 1, jnp.int32)
         return jnp.max(jnp.where(kept, jnp.arange(length, dtype=jnp.int32), 0), axis=1)
+
+
+class PooledClassifier(TaskModule):
+    """Scores a whole sequence by the backbone's `pooler_output`, with dropout before the classifier.
+
+    `labels` are `[batch]` classes or targets, or `[batch, labels]`.
+    """
+
+    can_generate: ClassVar[bool] = False
+
+    def _add_head(self, rngs: nnx.Rngs) -> None:
+        self.dropout = nnx.Dropout(classifier_dropout(self.config), deterministic=True, rngs=rngs)
+        self.classifier = self._linear(self.config.num_labels, rngs, use_bias=True)
+
+    def head(self, out: Any, input_ids: jax.Array | None, attention_mask: jax.Array | None) -> SequenceClassifierOutput:
+        """Turn the backbone's output into logits `[batch, labels]`."""
+        return SequenceClassifierOutput(logits=self.classifier(self.dropout(out.pooler_output)), **out.carried())
+
+
+class TokenClassifier(TaskModule):
+    """Scores every token, with dropout before the classifier; on encoders and decoders alike.
+
+    `labels` are classes, int32 `[batch, seq]`; -100 masks one.
+    """
+
+    can_generate: ClassVar[bool] = False
+
+    def _add_head(self, rngs: nnx.Rngs) -> None:
+        self.dropout = nnx.Dropout(classifier_dropout(self.config), deterministic=True, rngs=rngs)
+        self.classifier = self._linear(self.config.num_labels, rngs, use_bias=True)
+
+    def head(self, out: Any, input_ids: jax.Array | None, attention_mask: jax.Array | None) -> TokenClassifierOutput:
+        """Turn the backbone's output into logits `[batch, seq, labels]`."""
+        return TokenClassifierOutput(logits=self.classifier(self.dropout(out.last_hidden_state)), **out.carried())
+
+
+def classifier_dropout(config: Any) -> float:
+    """Return the rate of dropout before a classifier: the config's own for it, else the one of hidden states.
+
+    The fields and their order, and 0.1 where there is none, are those of transformers' classifiers.
+    """
+    names = ("classifier_dropout", "hidden_dropout", "hidden_dropout_prob")
+    rates = (getattr(config, name, None) for name in names)
+    return next((float(rate) for rate in rates if rate is not None), 0.1)
