@@ -57,7 +57,7 @@ _ENCODER = (
 FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "bert": ("easydel.models.bert", "Bert", _ENCODER),
     "gemma2": ("easydel.models.gemma2", "Gemma2", _DECODER),
-    "gpt2": ("easydel.models.gpt2", "GPT2", _DECODER),
+    "gpt2": ("easydel.models.gpt2", "GPT2", (*_DECODER, TaskType.TOKEN_CLASSIFICATION)),
     "llama": ("easydel.models.llama", "Llama", _DECODER),
     "mamba2": ("easydel.models.mamba2", "Mamba2", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "mistral": ("easydel.models.mistral", "Mistral", _DECODER),

@@ -16,7 +16,7 @@ from easydel.infra.registry import TaskType, register_config, register_module
 from easydel.layers import MLP, Attention, Embed, LayerInputs, LayerOutput, layer_norm
 from easydel.layers.linear import normal_init
 from easydel.models.decoder import Decoder, decoder_rules
-from easydel.models.tasks import CausalLM, SequenceClassifier
+from easydel.models.tasks import CausalLM, SequenceClassifier, TokenClassifier
 from easydel.sharding import PartitionRules
 
 
@@ -140,6 +140,14 @@ class GPT2LMHeadModel(CausalLM):
 @register_module(TaskType.SEQUENCE_CLASSIFICATION, config=GPT2Config)
 class GPT2ForSequenceClassification(SequenceClassifier):
     """GPT-2 with a classification head on the last token."""
+
+    backbone_class = GPT2Model
+    base_model_prefix = "transformer"
+
+
+@register_module(TaskType.TOKEN_CLASSIFICATION, config=GPT2Config)
+class GPT2ForTokenClassification(TokenClassifier):
+    """GPT-2 with a classification head on every token."""
 
     backbone_class = GPT2Model
     base_model_prefix = "transformer"

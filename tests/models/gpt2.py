@@ -16,6 +16,7 @@ GPT2 = Family(
         "base": "GPT2Model",
         "causal-lm": "GPT2LMHeadModel",
         "sequence-classification": "GPT2ForSequenceClassification",
+        "token-classification": "GPT2ForTokenClassification",
     },
     config={
         "vocab_size": 96,
@@ -69,6 +70,7 @@ GPT2 = Family(
         ),
     },
     counts_padding=True,
+    dropout=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
     excused={"padding_token": "it has no padding token: all embeddings are trained"},
     refused=(({"add_cross_attention": True}, "add_cross_attention"), ({"n_head": 3}, "n_head")),
 )
