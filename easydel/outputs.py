@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, dataclass_transform
+from typing import Any, Self, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class ModelOutput:
     def __iter__(self) -> Any:
         return iter(self.keys())
 
-    def replace(self, **changes: Any) -> ModelOutput:
+    def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
@@ -60,6 +60,53 @@ class BaseModelOutput(ModelOutput):
     def carried(self) -> dict[str, Any]:
         """Return what a head passes on as it is."""
         return {name: self[name] for name in self.keys() if name not in ("last_hidden_state", "pooler_output")}
+
+
+@_pytree
+class Seq2SeqModelOutput(ModelOutput):
+    """Output of a backbone with an encoder and a decoder.
+
+    Attributes:
+        last_hidden_state: of the decoder, `[batch, target, hidden]`, after the final norm.
+        cache: the decoder's updated cache, if one was given.
+        encoder_last_hidden_state: `[batch, source, hidden]`; `None` where a cache stood in for the encoder.
+        encoder_hidden_states: as `BaseModelOutput.hidden_states`, of the encoder.
+        decoder_hidden_states: likewise, of the decoder.
+        encoder_attentions: as `BaseModelOutput.attentions`, of the encoder.
+        decoder_attentions: likewise, of the decoder to itself.
+        cross_attentions: likewise, of the decoder to the encoder: `[batch, heads, target, source]`.
+    """
+
+    last_hidden_state: jax.Array | None = None
+    cache: Any = None
+    encoder_last_hidden_state: jax.Array | None = None
+    encoder_hidden_states: tuple[jax.Array, ...] | None = None
+    decoder_hidden_states: tuple[jax.Array, ...] | None = None
+    encoder_attentions: tuple[jax.Array, ...] | None = None
+    decoder_attentions: tuple[jax.Array, ...] | None = None
+    cross_attentions: tuple[jax.Array, ...] | None = None
+
+    def carried(self) -> dict[str, Any]:
+        """Return what a head passes on as it is."""
+        return {name: self[name] for name in self.keys() if name != "last_hidden_state"}
+
+
+@_pytree
+class Seq2SeqLMOutput(ModelOutput):
+    """Output of a language model with an encoder: `logits` `[batch, target, vocab]`, `loss` float32 `[]`.
+
+    The rest is as in `Seq2SeqModelOutput`.
+    """
+
+    logits: jax.Array | None = None
+    loss: jax.Array | None = None
+    cache: Any = None
+    encoder_last_hidden_state: jax.Array | None = None
+    encoder_hidden_states: tuple[jax.Array, ...] | None = None
+    decoder_hidden_states: tuple[jax.Array, ...] | None = None
+    encoder_attentions: tuple[jax.Array, ...] | None = None
+    decoder_attentions: tuple[jax.Array, ...] | None = None
+    cross_attentions: tuple[jax.Array, ...] | None = None
 
 
 @_pytree
@@ -139,6 +186,9 @@ class EmbeddingOutput(ModelOutput):
 
 @_pytree
 class GenerationOutput(ModelOutput):
-    """Output of `generate`: `sequences` int32 `[batch, prompt + new]`, padded after the end-of-text token."""
+    """Output of `generate`: `sequences` int32 `[batch, prompt + new]`, padded after the end-of-text token.
+
+    Of a model with an encoder, the decoder's: its prompt is the start token, unless it was given another.
+    """
 
     sequences: jax.Array | None = None

@@ -2,7 +2,16 @@
 
 from easydel.caching.attention import AttentionCache
 from easydel.caching.cache import Cache, LayerCache
+from easydel.caching.cross import CrossAttentionCache, EncoderDecoderCache
 from easydel.caching.recurrent import RecurrentCache
 from easydel.caching.sliding import SlidingCache
 
-__all__ = ["AttentionCache", "Cache", "LayerCache", "RecurrentCache", "SlidingCache"]
+__all__ = [
+    "AttentionCache",
+    "Cache",
+    "CrossAttentionCache",
+    "EncoderDecoderCache",
+    "LayerCache",
+    "RecurrentCache",
+    "SlidingCache",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -25,17 +26,17 @@ Advance = Callable[[int], Progress]
 
 def generate(model: Any, input_ids: Any, attention_mask: Any = None, **options: Any) -> GenerationOutput:
     """Continue prompts; see `EasyGenerationMixin.generate`."""
-    ids, mask, resolved = _prepare(model, input_ids, attention_mask, options)
-    progress = _start(model, ids, mask, resolved)(resolved.max_new_tokens)
+    prompt, resolved = _prepare(model, input_ids, attention_mask, options)
+    progress = _start(model, prompt, resolved)(resolved.max_new_tokens)
     new = np.asarray(progress.tokens)[:, : int(progress.step)]
     # device_put compiles nothing, jnp.asarray a program for each new shape.
-    return GenerationOutput(sequences=jax.device_put(np.concatenate([ids, new], axis=1)))
+    return GenerationOutput(sequences=jax.device_put(np.concatenate([prompt.ids, new], axis=1)))
 
 
 def stream(model: Any, input_ids: Any, attention_mask: Any = None, **options: Any) -> Iterator[np.ndarray]:
     """Yield the tokens of each step as they are made; see `EasyGenerationMixin.stream`."""
-    ids, mask, resolved = _prepare(model, input_ids, attention_mask, options)
-    advance = _start(model, ids, mask, resolved)
+    prompt, resolved = _prepare(model, input_ids, attention_mask, options)
+    advance = _start(model, prompt, resolved)
     for made in range(1, resolved.max_new_tokens + 1):
         progress = advance(made)
         yield np.asarray(progress.current)
@@ -43,13 +44,31 @@ def stream(model: Any, input_ids: Any, attention_mask: Any = None, **options: An
             return
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What is continued.
+
+    Attributes:
+        ids: int32 `[batch, seq]`.
+        mask: bool `[batch, seq]`, false where one is padding.
+        context: what else the first forward pass is given, such as the inputs of an encoder.
+    """
+
+    ids: np.ndarray
+    mask: np.ndarray
+    context: dict[str, np.ndarray]
+
+
 def _prepare(
     model: Any, input_ids: Any, attention_mask: Any, options: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray, GenerationOptions]:
+) -> tuple[Prompt, GenerationOptions]:
     if not getattr(model, "can_generate", True):
         raise UnsupportedError(
             f"generate() is not supported by {type(model).__name__} ({model.model_task}): it predicts no next token"
         )
+    context: dict[str, np.ndarray] = {}
+    if hasattr(model, "generation_inputs"):  # a model that continues something else than it is given
+        input_ids, attention_mask, context = model.generation_inputs(input_ids, attention_mask, options)
     ids, mask = check_prompt(input_ids, attention_mask, getattr(model.config, "vocab_size", None))
     defaults = options.pop("generation_config", None) or model.generation_config
     stored = {} if defaults is None else defaults.to_diff_dict()
@@ -60,28 +79,30 @@ def _prepare(
             f"{type(model).__name__} has {longest} positions; a prompt of {tokens} tokens and "
             f"max_new_tokens={resolved.max_new_tokens} do not fit: shorten the one or lower the other"
         )
-    return ids, mask, resolved
+    return Prompt(ids, mask, context), resolved
 
 
-def _start(model: Any, ids: np.ndarray, mask: np.ndarray, options: GenerationOptions) -> Advance:
+def _start(model: Any, prompt: Prompt, options: GenerationOptions) -> Advance:
     """Split the model once and return the function that makes tokens."""
-    with_cache = takes(model, "cache")
     parts = split_again(model)
-    return (_with_cache if with_cache else _with_recompute)(model, parts, ids, mask, options)
+    if takes(model, "cache"):
+        return _with_cache(parts, prompt, options)
+    return _with_recompute(model, parts, prompt.ids, prompt.mask, options)
 
 
-def _with_cache(model: Any, parts: Any, ids: np.ndarray, mask: np.ndarray, options: GenerationOptions) -> Advance:
+def _with_cache(parts: Any, given: Prompt, options: GenerationOptions) -> Advance:
     structure, params, other = parts
-    width = bucket(int(mask.sum(axis=1).max()), SHORTEST_PROMPT)
+    # Behind a context there is nearly always one token: room for many would be computed in vain.
+    width = bucket(int(given.mask.sum(axis=1).max()), 1 if given.context else SHORTEST_PROMPT)
     loop = cached_loop(structure, bucket(width + options.max_new_tokens, SHORTEST_CACHE))
     sampler = Sampler.create(options)
-    prompt, kept = align(ids, mask, width, left=True)
+    prompt, kept = align(given.ids, given.mask, width, left=True)
     progress: Progress | None = None
 
     def advance(limit: int) -> Progress:
         nonlocal progress
         if progress is None:
-            progress = loop.prefill(params, other, prompt, kept, np.uint32(options.seed), sampler)
+            progress = loop.prefill(params, other, prompt, kept, given.context, np.uint32(options.seed), sampler)
         if limit > 1:
             progress = loop.decode(params, other, progress, sampler, np.int32(limit))
         return progress

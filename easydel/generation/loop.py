@@ -71,7 +71,7 @@ class CachedLoop:
 
     @functools.cached_property
     def prefill(self) -> Any:
-        """Compiled `(params, other, ids, mask, seed, sampler) -> Progress` with the first token."""
+        """Compiled `(params, other, ids, mask, context, seed, sampler) -> Progress` with the first token."""
         return jax.jit(self._prefill)
 
     @functools.cached_property
@@ -80,12 +80,19 @@ class CachedLoop:
         return jax.jit(self._decode, donate_argnums=2)
 
     def _prefill(
-        self, params: Any, other: Any, ids: jax.Array, mask: jax.Array, seed: jax.Array, sampler: Sampler
+        self,
+        params: Any,
+        other: Any,
+        ids: jax.Array,
+        mask: jax.Array,
+        context: dict[str, jax.Array],
+        seed: jax.Array,
+        sampler: Sampler,
     ) -> Progress:
         model = nnx.merge(self.graphdef, params, other)
         batch, width = ids.shape
         # The prompt attends to itself alone: the cache gets its full length afterwards.
-        logits, cache = _next_logits(model, ids, mask, model.init_operations_cache(batch, width))
+        logits, cache = _next_logits(model, ids, mask, model.init_operations_cache(batch, width), **context)
         return advance(begin(None, batch, self.max_length, seed), logits, cache.grow(self.max_length), sampler)
 
     def _decode(self, params: Any, other: Any, progress: Progress, sampler: Sampler, limit: jax.Array) -> Progress:
@@ -98,10 +105,12 @@ class CachedLoop:
         return jax.lax.while_loop(lambda p: (p.step < limit) & ~p.finished.all(), body, progress)
 
 
-def _next_logits(model: Any, ids: jax.Array, mask: jax.Array | None, cache: Any) -> tuple[jax.Array, Any]:
+def _next_logits(
+    model: Any, ids: jax.Array, mask: jax.Array | None, cache: Any, **context: Any
+) -> tuple[jax.Array, Any]:
     if hasattr(model, "next_token_logits"):
-        return model.next_token_logits(ids, mask, cache)
-    out = model(input_ids=ids, attention_mask=mask, cache=cache)
+        return model.next_token_logits(ids, mask, cache, **context)
+    out = model(input_ids=ids, attention_mask=mask, cache=cache, **context)
     return out.logits[:, -1], out.cache
 
 

@@ -40,7 +40,8 @@ class WeightRule:
     """One line of a weight map: names in the file (`.`) ↔ paths in the module (`/`).
 
     `{i}` stands for one segment. A rule matches the *end* of a path, at a segment boundary; what comes before follows
-    the other rules. With `transform=None` it is a rename of a module: it matches anywhere, and the leaf stays plain.
+    the other rules. With `transform=None` it is a rename of a module: it matches anywhere, and the leaf stays plain; an
+    empty source leaves out a module that stands first.
     All renames that match are applied, in order.
     A placeholder that only the source has counts along the target's leading axis (`Stack`).
 
@@ -209,7 +210,7 @@ def _renamed(path: str, rules: Sequence[_Scoped]) -> str:
             continue
         if match := scoped.patterns[0].search(path, start):
             new = scoped.rule.sources[0].format(**match.groupdict())
-            path = path[: match.start()] + new + path[match.end() :]
+            path = (path[: match.start()] + new + path[match.end() :]).removeprefix("/")
     return path.replace("/", ".")
 
 

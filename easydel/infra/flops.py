@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from easydel.calls import takes
 from easydel.infra.construct import abstract_module
 
 
@@ -56,6 +57,8 @@ def _inner_jaxprs(eqn: Any) -> list[Any]:
 def forward_flops(module_class: type, config: Any, batch_size: int, sequence_length: int) -> int:
     """Count the FLOPs of one forward pass of `[batch_size, sequence_length]` tokens, causal halving not counted.
 
+    A model with an encoder reads as many tokens as it writes.
+
     The model is built and traced abstractly: nothing is allocated or computed.
     """
     config = copy.deepcopy(config)
@@ -64,9 +67,11 @@ def forward_flops(module_class: type, config: Any, batch_size: int, sequence_len
     if hasattr(config, "moe_mechanism"):
         config.moe_mechanism = "ragged"  # counts each token's own experts; how often a loop runs is not known
     tokens = jax.ShapeDtypeStruct((batch_size, sequence_length), jnp.int32)
-    graphdef, state = nnx.split(abstract_module(module_class, config))
+    module = abstract_module(module_class, config)
+    names = ("input_ids", *(("decoder_input_ids",) if takes(module, "decoder_input_ids") else ()))
+    graphdef, state = nnx.split(module)
 
-    def forward(state: nnx.State, input_ids: jax.Array) -> Any:
-        return jax.tree.leaves(nnx.merge(graphdef, state)(input_ids=input_ids))
+    def forward(state: nnx.State, tokens: jax.Array) -> Any:
+        return jax.tree.leaves(nnx.merge(graphdef, state)(**dict.fromkeys(names, tokens)))
 
     return count_matmul_flops(jax.make_jaxpr(forward)(state, tokens).jaxpr)

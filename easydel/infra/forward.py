@@ -116,14 +116,15 @@ def _as_arrays(value: Any) -> Any:
 
 
 def _check_tokens(model: Any, inputs: Mapping[str, Any]) -> None:
-    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-    if ids is None or isinstance(ids, jax.core.Tracer):
-        return
-    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"input_ids must be integers [batch, seq], got {ids.dtype}{list(ids.shape)}")
-    check_token_range(ids, getattr(model.config, "vocab_size", None))
-    if mask is not None and (mask.ndim != 2 or mask.shape[0] != ids.shape[0] or mask.shape[1] < ids.shape[1]):
-        raise ValueError(f"attention_mask {list(mask.shape)} does not fit input_ids {list(ids.shape)}")
+    for side in ("", "decoder_"):
+        ids, mask = inputs.get(f"{side}input_ids"), inputs.get(f"{side}attention_mask")
+        if ids is None or isinstance(ids, jax.core.Tracer):
+            continue
+        if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise ValueError(f"{side}input_ids must be integers [batch, seq], got {ids.dtype}{list(ids.shape)}")
+        check_token_range(ids, getattr(model.config, "vocab_size", None))
+        if mask is not None and (mask.ndim != 2 or mask.shape[0] != ids.shape[0] or mask.shape[1] < ids.shape[1]):
+            raise ValueError(f"{side}attention_mask {list(mask.shape)} does not fit {side}input_ids {list(ids.shape)}")
 
 
 def check_token_range(ids: Any, vocab_size: int | None) -> None:

@@ -64,6 +64,7 @@ FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "mixtral": ("easydel.models.mixtral", "Mixtral", _DECODER),
     "qwen2": ("easydel.models.qwen2", "Qwen2", _DECODER),
     "qwen3": ("easydel.models.qwen3", "Qwen3", _DECODER),
+    "t5": ("easydel.models.t5", "T5", (TaskType.BASE, TaskType.SEQ2SEQ)),
 }
 
 # Where transformers' class name is not prefix + suffix of the task.

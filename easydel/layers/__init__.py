@@ -1,8 +1,9 @@
 """Building blocks that families share."""
 
 from easydel.layers.activations import activation
-from easydel.layers.attention import Attention, AttentionMask
+from easydel.layers.attention import Attention, AttentionMask, CrossAttention, RelativePositions
 from easydel.layers.blocks import PreNormBlock, attention_fields, mlp_fields
+from easydel.layers.dropout import make_dropout
 from easydel.layers.embedding import Embed
 from easydel.layers.linear import Linear
 from easydel.layers.mlp import MLP, GatedMLP
@@ -16,6 +17,7 @@ __all__ = [
     "MLP",
     "Attention",
     "AttentionMask",
+    "CrossAttention",
     "Embed",
     "GatedMLP",
     "GatedRMSNorm",
@@ -25,11 +27,13 @@ __all__ = [
     "Linear",
     "PreNormBlock",
     "RMSNorm",
+    "RelativePositions",
     "RotaryEmbedding",
     "SparseMoE",
     "StateSpaceMixer",
     "activation",
     "attention_fields",
     "layer_norm",
+    "make_dropout",
     "mlp_fields",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -39,6 +40,11 @@ class Linear(nnx.Linear):
             return super().__call__(inputs)
         flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
         return flat.reshape(*inputs.shape[:-1], flat.shape[-1])
+
+
+def stddev_of(init_stddev: float | Mapping[str, float], name: str) -> float:
+    """Return the deviation of a projection's initial weights, given one for all or one by name."""
+    return init_stddev[name] if isinstance(init_stddev, Mapping) else init_stddev
 
 
 def normal_init(stddev: float) -> jax.nn.initializers.Initializer:

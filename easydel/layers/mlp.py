@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import nnx
 
 from easydel.layers.activations import activation
-from easydel.layers.linear import Linear, normal_init
+from easydel.layers.dropout import make_dropout
+from easydel.layers.linear import Linear, normal_init, stddev_of
 from easydel.sharding import constrain
 
 
 class GatedMLP(nnx.Module):
-    """`down(act(gate(x)) · up(x))` (arXiv:2002.05202)."""
+    """`down(act(gate(x)) · up(x))` (arXiv:2002.05202); arguments as of `MLP`."""
 
     def __init__(
         self,
@@ -22,33 +24,35 @@ class GatedMLP(nnx.Module):
         *,
         act: str,
         use_bias: bool = False,
-        init_stddev: float = 0.02,
+        dropout: float = 0.0,
+        init_stddev: float | Mapping[str, float] = 0.02,
         dtype: Any,
         param_dtype: Any,
         precision: Any,
         rngs: nnx.Rngs,
     ) -> None:
-        def linear(features_in: int, features_out: int) -> Linear:
+        def linear(name: str, features_in: int, features_out: int) -> Linear:
             return Linear(
                 features_in,
                 features_out,
                 use_bias=use_bias,
-                kernel_init=normal_init(init_stddev),
+                kernel_init=normal_init(stddev_of(init_stddev, name)),
                 dtype=dtype,
                 param_dtype=param_dtype,
                 precision=precision,
                 rngs=rngs,
             )
 
-        self.gate_proj = linear(hidden_size, intermediate_size)
-        self.up_proj = linear(hidden_size, intermediate_size)
-        self.down_proj = linear(intermediate_size, hidden_size)
+        self.gate_proj = linear("gate_proj", hidden_size, intermediate_size)
+        self.up_proj = linear("up_proj", hidden_size, intermediate_size)
+        self.down_proj = linear("down_proj", intermediate_size, hidden_size)
         self.act = activation(act)
+        self.dropout = make_dropout(dropout, rngs) if dropout else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[batch, seq, hidden]` to the same shape."""
         hidden = self.act(self.gate_proj(x)) * self.up_proj(x)
-        return self.down_proj(constrain(hidden, "batch", "sequence", "mlp"))
+        return self.down_proj(_dropped(self.dropout, constrain(hidden, "batch", "sequence", "mlp")))
 
 
 class MLP(nnx.Module):
@@ -59,8 +63,8 @@ class MLP(nnx.Module):
         intermediate_size: size between the two.
         act: name of the activation.
         use_bias: whether both projections have a bias.
-        init_stddev: of the initial weights.
-        out_init_stddev: of those of the second projection, if different.
+        dropout: rate of dropout on what goes into `down`; off until `train()` or `rngs`.
+        init_stddev: of the initial weights, all of them or by the name of the projection.
     """
 
     def __init__(
@@ -70,20 +74,26 @@ class MLP(nnx.Module):
         *,
         act: str,
         use_bias: bool = True,
-        init_stddev: float = 0.02,
-        out_init_stddev: float | None = None,
+        dropout: float = 0.0,
+        init_stddev: float | Mapping[str, float] = 0.02,
         dtype: Any,
         param_dtype: Any,
         precision: Any,
         rngs: nnx.Rngs,
     ) -> None:
-        options: dict[str, Any] = {"use_bias": use_bias, "precision": precision, "rngs": rngs}
-        options |= {"dtype": dtype, "param_dtype": param_dtype}
-        out_stddev = init_stddev if out_init_stddev is None else out_init_stddev
-        self.up_proj = Linear(hidden_size, intermediate_size, kernel_init=normal_init(init_stddev), **options)
-        self.down_proj = Linear(intermediate_size, hidden_size, kernel_init=normal_init(out_stddev), **options)
+        options: dict[str, Any] = {"use_bias": use_bias, "rngs": rngs}
+        options |= {"dtype": dtype, "param_dtype": param_dtype, "precision": precision}
+        up, down = (normal_init(stddev_of(init_stddev, name)) for name in ("up_proj", "down_proj"))
+        self.up_proj = Linear(hidden_size, intermediate_size, kernel_init=up, **options)
+        self.down_proj = Linear(intermediate_size, hidden_size, kernel_init=down, **options)
         self.act = activation(act)
+        self.dropout = make_dropout(dropout, rngs) if dropout else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[batch, seq, hidden]` to the same shape."""
-        return self.down_proj(constrain(self.act(self.up_proj(x)), "batch", "sequence", "mlp"))
+        hidden = constrain(self.act(self.up_proj(x)), "batch", "sequence", "mlp")
+        return self.down_proj(_dropped(self.dropout, hidden))
+
+
+def _dropped(dropout: nnx.Dropout | None, hidden: jax.Array) -> jax.Array:
+    return hidden if dropout is None else dropout(hidden)

@@ -43,6 +43,7 @@ class RMSNorm(nnx.Module):
         features: size of the last axis.
         epsilon: added to the mean square.
         offset: added to `scale`; 1 for families that store the scale as its distance from one.
+        init_scale: what a new norm multiplies by.
         dtype: of the result.
         param_dtype: of the stored scale.
     """
@@ -53,10 +54,11 @@ class RMSNorm(nnx.Module):
         *,
         epsilon: float,
         offset: float = 0.0,
+        init_scale: float = 1.0,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
     ) -> None:
-        self.scale = nnx.Param(jnp.full((features,), 1.0 - offset, param_dtype))
+        self.scale = nnx.Param(jnp.full((features,), init_scale - offset, param_dtype))
         self.epsilon, self.offset = epsilon, offset
         self.dtype, self.param_dtype = dtype, param_dtype
 

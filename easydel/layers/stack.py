@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from easydel.layers.attention.bias import AttentionBias
 from easydel.layers.attention.mask import AttentionMask
 from easydel.rngs import are_for_shapes
 from easydel.sharding import constrain
@@ -24,13 +25,23 @@ class LayerInputs:
         mask: who may attend to whom; its `offset` is the slot of the first new token, `None` if that is 0.
         tokens: bool `[batch, seq]`, which of the new places hold a token (the rest is padding); `None`: all. For layers
             that carry a state along.
+        bias: what is added to the products of self-attention, or `None`.
+        encoded: an encoder's states, `[batch, source, hidden]`, for layers that attend to them.
+        encoded_valid: bool `[batch, source]`, which of them hold a token; `None`: all.
         output_attentions: whether layers return their attention weights (static).
     """
 
     rotary: tuple[jax.Array, jax.Array] | None
     mask: AttentionMask
     tokens: jax.Array | None = None
+    bias: AttentionBias | None = None
+    encoded: jax.Array | None = None
+    encoded_valid: jax.Array | None = None
     output_attentions: bool = field(default=False, metadata={"static": True})
+
+    def replace(self, **changes: Any) -> LayerInputs:
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
 
 
 @jax.tree_util.register_dataclass
@@ -42,12 +53,14 @@ class LayerOutput:
         hidden: `[batch, seq, hidden]`.
         cache: the updated cache of the layer, if there was one.
         attention: the attention weights `[batch, heads, queries, keys]`, if asked for.
+        cross_attention: likewise, of the attention to an encoder.
         router_logits: of a layer with experts, `[batch, seq, experts]`.
     """
 
     hidden: jax.Array
     cache: Any = None
     attention: jax.Array | None = None
+    cross_attention: jax.Array | None = None
     router_logits: jax.Array | None = None
 
     def replace(self, **changes: Any) -> LayerOutput:
@@ -68,6 +81,10 @@ class StackOutput:
     hidden: jax.Array
     inputs: tuple[jax.Array, ...]
     layers: tuple[LayerOutput, ...]
+
+    def replace(self, **changes: Any) -> StackOutput:
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
 
     def collect(self, name: str) -> tuple[Any, ...]:
         """Return a field of all layers' outputs, of those that have it."""

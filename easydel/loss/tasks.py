@@ -48,7 +48,7 @@ def task_loss(
         loss, metrics = causal_lm_loss(logits, labels, config)
     elif task == "sequence-classification":
         loss, metrics = sequence_classification_loss(logits, labels, config, model_config)
-    elif task in ("masked-lm", "token-classification"):
+    elif task in ("masked-lm", "seq2seq", "token-classification"):
         loss, metrics = token_loss(logits, labels, config)
     elif task == "question-answering":
         loss, metrics = question_answering_loss(logits, labels, config)
@@ -102,7 +102,7 @@ def sequence_classification_loss(
 
 
 def token_loss(logits: jax.Array, labels: jax.Array, config: LossConfig) -> tuple[jax.Array, Metrics]:
-    """Cross-entropy of each token's logits with its own label."""
+    """Cross-entropy of each token's logits with its own label; if anything was shifted, it was the inputs."""
     _check_labels(labels, logits, logits.shape[:-1])
     return cross_entropy(logits, labels, config)
 

@@ -13,7 +13,7 @@ from easydel.errors import UnsupportedError
 from easydel.hub.weight_map import WeightRule
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.registry import TaskType, register_config, register_module
-from easydel.layers import MLP, Attention, LayerInputs, LayerOutput, Linear, layer_norm
+from easydel.layers import MLP, Attention, LayerInputs, LayerOutput, Linear, layer_norm, make_dropout
 from easydel.layers.linear import normal_init
 from easydel.models.encoder import Encoder, encoder_rules, first_token
 from easydel.models.tasks import Embedding, MaskedLM, PooledClassifier, QuestionAnswering, TokenClassifier
@@ -72,7 +72,7 @@ class BertBlock(nnx.Module):
             **options,
         )
         self.output_norm = layer_norm(config.hidden_size, **norm)
-        self.dropout = nnx.Dropout(config.hidden_dropout_prob, deterministic=True, rngs=rngs)
+        self.dropout = make_dropout(config.hidden_dropout_prob, rngs)
 
     def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape and the attention weights."""
@@ -120,7 +120,7 @@ class BertEncoder(Encoder):
         self.embed_positions = self.table(config.max_position_embeddings, rngs)
         self.embed_types = self.table(config.type_vocab_size, rngs)
         self.embed_norm = layer_norm(config.hidden_size, config.layer_norm_eps, **self.dtypes)
-        self.dropout = nnx.Dropout(config.hidden_dropout_prob, deterministic=True, rngs=rngs)
+        self.dropout = make_dropout(config.hidden_dropout_prob, rngs)
 
     def place(self, hidden: jax.Array, positions: jax.Array, token_type_ids: jax.Array) -> jax.Array:
         """Add the vectors of the tokens' types and positions, and normalise."""

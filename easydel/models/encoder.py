@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import jax
@@ -128,9 +127,7 @@ class Encoder(EasyDeLBaseModule):
         positions = positions if position_ids is None else jnp.broadcast_to(jnp.asarray(position_ids), (batch, length))
         types = jnp.zeros((batch, length), jnp.int32) if token_type_ids is None else jnp.asarray(token_type_ids)
         hidden = self.place(hidden, positions, types)
-        inputs = LayerInputs(
-            rotary=None, mask=replace(mask, causal=False), tokens=tokens, output_attentions=with_attentions
-        )
+        inputs = LayerInputs(rotary=None, mask=mask, tokens=tokens, output_attentions=with_attentions)
         out = self.layers.run(hidden, inputs, None, self.config.gradient_checkpointing)
         return BaseModelOutput(
             last_hidden_state=out.hidden,

@@ -13,7 +13,7 @@ from easydel.hub.transforms import Split
 from easydel.hub.weight_map import WeightRule
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.registry import TaskType, register_config, register_module
-from easydel.layers import MLP, Attention, Embed, LayerInputs, LayerOutput, layer_norm
+from easydel.layers import MLP, Attention, Embed, LayerInputs, LayerOutput, layer_norm, make_dropout
 from easydel.layers.linear import normal_init
 from easydel.models.decoder import Decoder, decoder_rules
 from easydel.models.tasks import CausalLM, SequenceClassifier, TokenClassifier
@@ -37,8 +37,9 @@ class GPT2Block(nnx.Module):
             raise UnsupportedError("add_cross_attention=True is not supported by GPT2 models here")
         options |= {"dtype": dtype, "param_dtype": param_dtype}
         # Layers that write to the residual stream start smaller, the more of them there are.
-        stddev = config.initializer_range
-        initial = {"init_stddev": stddev, "out_init_stddev": stddev / (2 * config.n_layer) ** 0.5}
+        stddev = float(config.initializer_range)
+        deviations = dict.fromkeys(("q_proj", "k_proj", "v_proj", "up_proj"), stddev)
+        deviations |= dict.fromkeys(("o_proj", "down_proj"), stddev / (2 * config.n_layer) ** 0.5)
         head_dim = config.n_embd // config.n_head
         if head_dim * config.n_head != config.n_embd:
             raise ValueError(f"n_head={config.n_head} must divide n_embd={config.n_embd}")
@@ -58,13 +59,13 @@ class GPT2Block(nnx.Module):
             mechanism=config.attn_mechanism,
             block_size=config.attn_block_size,
             dropout=config.attn_pdrop,
-            **initial,
+            init_stddev=deviations,
             **options,
         )
         self.post_attention_layernorm = norm()
         inner = config.n_inner or 4 * config.n_embd
-        self.mlp = MLP(config.n_embd, inner, act=config.activation_function, **initial, **options)
-        self.dropout = nnx.Dropout(config.resid_pdrop, deterministic=True, rngs=options["rngs"])
+        self.mlp = MLP(config.n_embd, inner, act=config.activation_function, init_stddev=deviations, **options)
+        self.dropout = make_dropout(config.resid_pdrop, options["rngs"])
 
     def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape, the updated cache and the attention weights."""
@@ -116,7 +117,7 @@ class GPT2Model(Decoder):
         self.embed_positions = Embed(
             config.n_positions, config.n_embd, embedding_init=initial, rngs=rngs, **self.dtypes
         )
-        self.dropout = nnx.Dropout(config.embd_pdrop, deterministic=True, rngs=rngs)
+        self.dropout = make_dropout(config.embd_pdrop, rngs)
 
     @property
     def longest_sequence(self) -> int:

@@ -38,7 +38,7 @@ def naive(attention: Attention) -> np.ndarray:
 @pytest.mark.parametrize("mechanism", ["auto", "vanilla", "sdpa", "blockwise"])
 def test_every_token_sees_every_other_but_no_padding(mechanism: str) -> None:
     attention = layer(mechanism)
-    inputs = LayerInputs(rotary=None, mask=AttentionMask(key_valid=jnp.asarray(VALID), causal=False))
+    inputs = LayerInputs(rotary=None, mask=AttentionMask(key_valid=jnp.asarray(VALID)))
     got = np.asarray(attention(jnp.asarray(HIDDEN), inputs, None).hidden)
     np.testing.assert_allclose(got, naive(attention), atol=2e-5)  # float32 against float64
 

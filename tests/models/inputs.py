@@ -36,8 +36,30 @@ def as_torch(inputs: dict[str, Any]) -> dict[str, Any]:
 def given(task: str, ids: np.ndarray, mask: np.ndarray | None = None) -> dict[str, Any]:
     """Return the inputs of a task's forward pass."""
     masks = {} if mask is None else {"attention_mask": mask}
-    decoder = {"decoder_input_ids": ids[:, ::-1].copy()} if task == "seq2seq" else {}
-    return {"input_ids": ids, **masks, **decoder}
+    if task != "seq2seq":
+        return {"input_ids": ids, **masks}
+    target, kept = ids.copy(), np.ones_like(ids, bool) if mask is None else mask == 1
+    for row, keep in zip(target, kept, strict=True):  # other tokens than the encoder's, padded where those are
+        row[keep] = row[keep][::-1]
+    return {"input_ids": ids, "decoder_input_ids": target, **masks, **{f"decoder_{k}": v for k, v in masks.items()}}
+
+
+def continuing(task: str, ids: np.ndarray, mask: Any = None, *, first: bool = True) -> dict[str, Any]:
+    """Return the inputs of a forward pass that adds tokens to a cache: the decoder's, where there is an encoder.
+
+    Args:
+        task: the model's.
+        ids: the new tokens.
+        mask: theirs, or of all so far.
+        first: whether the cache is empty (or there is none), so that the encoder is needed.
+    """
+    masks = {} if mask is None else {"attention_mask": mask}
+    if task != "seq2seq":
+        return {"input_ids": ids, **masks}
+    source = np.random.default_rng(5).integers(4, 90, (len(ids), 9)).astype(np.int32)
+    kept = (np.arange(9) < 9 - 3 * (np.arange(len(ids)) % 2)[:, None]).astype(np.int32)
+    encoder = {"input_ids": source, "attention_mask": kept} if first else {}
+    return {"decoder_input_ids": ids, **{f"decoder_{k}": v for k, v in masks.items()}, **encoder}
 
 
 def labels(task: str, ids: np.ndarray, mask: np.ndarray, classes: int) -> dict[str, np.ndarray]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 import transformers
 
 import easydel
-from tests.models.inputs import as_torch, given, labels
+from tests.models.inputs import as_torch, continuing, given, labels
 from tests.models.table import FAMILIES, Family, Variant
 
 torch.set_num_threads(1)
@@ -116,19 +118,28 @@ class Pair:
         """Return what the forward pass of this task takes."""
         return given(self.task, ids, mask)
 
+    def continuing(self, ids: np.ndarray, mask: Any = None, *, first: bool = True) -> dict[str, Any]:
+        """Return what a forward pass takes that adds tokens to a cache; without one, `first` is all there is."""
+        return continuing(self.task, ids, mask, first=first)
+
+    def prompt_width(self, ids: np.ndarray) -> int:
+        """Return the columns of generated sequences that are the prompt: with an encoder, the start token."""
+        return 1 if self.task == "seq2seq" else ids.shape[1]
+
     def labelled(self, ids: np.ndarray, mask: np.ndarray | None = None) -> dict[str, Any]:
         """Return the inputs and labels for them."""
         everywhere = np.ones_like(ids) if mask is None else mask
         return self.inputs(ids, mask) | labels(self.task, ids, everywhere, self.hf.config.num_labels)
 
 
-def randomise(model: torch.nn.Module, seed: int = 0) -> None:
-    """Give every parameter numbers that matter, norms and biases included."""
+def randomise(model: torch.nn.Module, seed: int = 0, factors: Mapping[str, float] | None = None) -> None:
+    """Give every parameter numbers that matter, norms and biases included; `factors`: those of the family's entry."""
     generator = torch.Generator().manual_seed(seed)
     norms = {f"{name}.weight" for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
+            noise *= math.prod(factor for end, factor in (factors or {}).items() if name.endswith(end))
             if parameter.ndim > 1:
                 parameter.copy_(noise * 1.3 * parameter.shape[-1] ** -0.5)
             else:
@@ -138,7 +149,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
 def build_hf(family: Family, task: str, config: dict[str, Any], seed: int = 0) -> Any:
     cls = getattr(transformers, family.class_name(task, "theirs"))
     model = cls._from_config(cls.config_class(**copy.deepcopy(config)), attn_implementation="eager")
-    randomise(model, seed)
+    randomise(model, seed, family.factors)
     return model.eval()
 
 

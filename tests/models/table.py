@@ -55,6 +55,9 @@ class Family:
             that are not rotated. Such a bias adds the same to all of a query's products, and softmax does not see that.
         excused: proofs the family is not held to → the reason.
         counts_padding: whether transformers' positions count padding, so that it must be told those of the tokens.
+        deviation: the field that new weights' deviations are proportional to.
+        factors: end of a parameter's name in transformers → what its random numbers are multiplied by, where the family
+            needs them smaller than others do.
         refused: configs that must be refused when a model is built, with the message's pattern.
     """
 
@@ -71,6 +74,8 @@ class Family:
     cancelled: tuple[str, ...] = ()
     excused: Mapping[str, str] = field(default_factory=dict)
     counts_padding: bool = False
+    deviation: str = "initializer_range"
+    factors: Mapping[str, float] = field(default_factory=dict)
     refused: tuple[tuple[Mapping[str, Any], str], ...] = ()
 
     @property
@@ -112,8 +117,9 @@ def families() -> dict[str, Family]:
     from tests.models.llama import LLAMA
     from tests.models.mamba2 import MAMBA2
     from tests.models.mixtral import MIXTRAL
+    from tests.models.t5 import T5
 
-    return {family.name: family for family in (LLAMA, *DENSE, GPT2, MAMBA2, MIXTRAL, BERT)}
+    return {family.name: family for family in (LLAMA, *DENSE, GPT2, MAMBA2, MIXTRAL, BERT, T5)}
 
 
 FAMILIES = families()

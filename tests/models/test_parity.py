@@ -67,8 +67,10 @@ def test_positions(family: str, variant: str) -> None:
 @pytest.mark.parametrize(("family", "variant"), cases("embeds"))
 def test_embeddings_in_place_of_tokens(family: str, variant: str) -> None:
     case = pair(family, variant)
-    embeds = case.hf.get_input_embeddings().weight.detach().numpy()[case.ids(2, 12)]
-    close(case.run(inputs_embeds=embeds).logits, case.theirs(inputs_embeds=embeds).logits, FORWARD)
+    table = case.hf.get_input_embeddings().weight.detach().numpy()
+    inputs = case.inputs(case.ids(2, 12))
+    embeds = {name.replace("input_ids", "inputs_embeds"): table[ids] for name, ids in inputs.items()}
+    close(case.run(**embeds).logits, case.theirs(**embeds).logits, FORWARD)
 
 
 @pytest.mark.parametrize(("family", "variant"), cases("segments"))

@@ -24,12 +24,12 @@ def run_in_parts(
     parts, done = [], 0
     for size in (PREFILL, *np.random.default_rng(0).permutation(sizes)):
         end = done + int(size)
-        given: dict[str, Any] = {}
+        given = None
         if mode == "new" or (mode == "prompt" and done == 0):
-            given = {"attention_mask": mask[:, done:end]}
+            given = mask[:, done:end]
         elif mode == "full":
-            given = {"attention_mask": mask[:, :end]}
-        out = case.run(input_ids=ids[:, done:end], cache=cache, **given)
+            given = mask[:, :end]
+        out = case.run(**case.continuing(ids[:, done:end], given, first=done == 0), cache=cache)
         cache, done = out.cache, end
         parts.append(np.asarray(out.logits))
     assert done == ids.shape[1]
@@ -42,7 +42,7 @@ def test_cached_equals_uncached(family: str, variant: str) -> None:
     case = pair(family, variant)
     length = PREFILL + sum(SIZES)
     ids, mask = pad([case.ids(1, length)[0], case.ids(1, length - 4, seed=1)[0]], length, left=True)
-    want = np.asarray(case.run(input_ids=ids, attention_mask=mask).logits)
+    want = np.asarray(case.run(**case.continuing(ids, mask)).logits)
     modes = (
         {"prompt": None} if case.variant is not case.family.main else {"prompt": None, "new": None, "starts": [0, 4]}
     )
@@ -56,7 +56,7 @@ def test_cached_equals_uncached(family: str, variant: str) -> None:
 def test_mask_of_the_full_width(family: str, variant: str) -> None:
     case = pair(family, variant)
     ids, mask = pad([case.ids(1, 10)[0], case.ids(1, 6, seed=1)[0]], 10, left=True)
-    want = np.asarray(case.run(input_ids=ids, attention_mask=mask).logits)
+    want = np.asarray(case.run(**case.continuing(ids, mask)).logits)
     got = run_in_parts(case, case.ours.init_operations_cache(2, 10), ids, mask, "full", sizes=(3, 1))
     close(got[mask == 1], want[mask == 1], SAME)
 

@@ -58,7 +58,7 @@ def differs(one: torch.Tensor, other: torch.Tensor) -> bool:
 def test_fresh_weights_follow_initializer_range(family: str, variant: str) -> None:
     entry = FAMILIES[family]
     for deviation in (0.02, 0.3):
-        config = {**entry.config, **entry.variant(variant).config, "initializer_range": deviation}
+        config = {**entry.config, **entry.variant(variant).config, entry.deviation: deviation}
         ours, theirs = ([fresh(entry, side, config, seed) for seed in range(4)] for side in ("ours", "theirs"))
         assert ours[0].keys() == theirs[0].keys()
         for name in theirs[0]:

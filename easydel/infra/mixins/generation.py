@@ -42,16 +42,17 @@ class EasyGenerationMixin:
         few sizes, so that new lengths rarely compile anything.
 
         Args:
-            input_ids: int `[batch, seq]`.
+            input_ids: int `[batch, seq]`; of a model with an encoder, what that reads.
             attention_mask: 0 where a token is padding, left or right, `[batch, seq]`.
             **options: as in transformers: `max_new_tokens` or `max_length`, `min_new_tokens`, `do_sample`,
                 `temperature`, `top_k`, `top_p`, `eos_token_id` (one or several), `pad_token_id`, and `seed`. A sampling
                 knob without `do_sample` means sampling; what is not given comes from `generation_config=`, else the
-                model's. Without `top_k` and `top_p` nothing is filtered.
+                model's. Without `top_k` and `top_p` nothing is filtered. A model with an encoder also takes
+                `decoder_input_ids` with `decoder_attention_mask`, or `decoder_start_token_id`: what it continues.
 
         Returns:
             An object with `.sequences`, int32 `[batch, seq + new]`: the prompt as given and the new tokens, padded
-            after an end-of-text token.
+            after an end-of-text token. Of a model with an encoder the prompt is the decoder's: its start token.
 
         Raises:
             UnsupportedError: an option that is not offered; it is named.

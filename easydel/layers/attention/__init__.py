@@ -1,7 +1,9 @@
-"""Attention: who sees whom (mask), how it is computed (mechanisms), and the layer."""
+"""Attention: who sees whom (mask), what is added (bias), how it is computed (mechanisms), and the layers."""
 
+from easydel.layers.attention.bias import AttentionBias, RelativePositions
+from easydel.layers.attention.cross import CrossAttention
 from easydel.layers.attention.layer import Attention
 from easydel.layers.attention.mask import AttentionMask
 from easydel.layers.attention.mechanisms import attend
 
-__all__ = ["Attention", "AttentionMask", "attend"]
+__all__ = ["Attention", "AttentionBias", "AttentionMask", "CrossAttention", "RelativePositions", "attend"]

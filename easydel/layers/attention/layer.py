@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
 from flax import nnx
 
 from easydel.caching import AttentionCache, SlidingCache
+from easydel.layers.attention.bias import AttentionBias
+from easydel.layers.attention.mask import AttentionMask
 from easydel.layers.attention.mechanisms import attend
-from easydel.layers.linear import Linear, normal_init
+from easydel.layers.linear import Linear, normal_init, stddev_of
 from easydel.layers.rotary import rotate
 from easydel.layers.stack import LayerInputs, LayerOutput
 from easydel.sharding import constrain
@@ -27,15 +30,14 @@ class Attention(nnx.Module):
         qkv_bias: whether the q, k and v projections have a bias.
         out_bias: whether the output projection has one.
         scale: factor of the products; `head_dim ** -0.5` if `None`.
-        causal: whether the layer looks back only; one that looks both ways keeps no cache. Who sees whom says the mask.
+        causal: whether a token sees only what comes before it; if not, there is no cache.
         window: how many positions a token sees, itself included; `None`: all before it.
         softcap: products `p` become `softcap · tanh(p / softcap)`.
         qk_norm: makes the norm that queries, and the one that keys pass per head before they are rotated.
         mechanism: how attention is computed (`config.attn_mechanism`).
         block_size: of the blockwise mechanism.
         dropout: rate of dropout on the attention weights; off until `train()` or `rngs`.
-        init_stddev: of the initial weights.
-        out_init_stddev: of those of the output projection, if different.
+        init_stddev: of the initial weights, all of them or by the name of the projection.
 
     Raises:
         ValueError: the heads do not divide.
@@ -58,8 +60,7 @@ class Attention(nnx.Module):
         mechanism: str = "auto",
         block_size: int = 128,
         dropout: float = 0.0,
-        init_stddev: float = 0.02,
-        out_init_stddev: float | None = None,
+        init_stddev: float | Mapping[str, float] = 0.02,
         dtype: Any,
         param_dtype: Any,
         precision: Any,
@@ -71,23 +72,22 @@ class Attention(nnx.Module):
                 "serves the same number of query heads"
             )
 
-        def linear(features_in: int, features_out: int, use_bias: bool, stddev: float = init_stddev) -> Linear:
+        def linear(name: str, features_in: int, features_out: int, use_bias: bool) -> Linear:
             return Linear(
                 features_in,
                 features_out,
                 use_bias=use_bias,
-                kernel_init=normal_init(stddev),
+                kernel_init=normal_init(stddev_of(init_stddev, name)),
                 dtype=dtype,
                 param_dtype=param_dtype,
                 precision=precision,
                 rngs=rngs,
             )
 
-        self.q_proj = linear(hidden_size, num_heads * head_dim, qkv_bias)
-        self.k_proj = linear(hidden_size, num_kv_heads * head_dim, qkv_bias)
-        self.v_proj = linear(hidden_size, num_kv_heads * head_dim, qkv_bias)
-        out_stddev = init_stddev if out_init_stddev is None else out_init_stddev
-        self.o_proj = linear(num_heads * head_dim, hidden_size, out_bias, out_stddev)
+        self.q_proj = linear("q_proj", hidden_size, num_heads * head_dim, qkv_bias)
+        self.k_proj = linear("k_proj", hidden_size, num_kv_heads * head_dim, qkv_bias)
+        self.v_proj = linear("v_proj", hidden_size, num_kv_heads * head_dim, qkv_bias)
+        self.o_proj = linear("o_proj", num_heads * head_dim, hidden_size, out_bias)
         if qk_norm is not None:
             self.q_norm, self.k_norm = qk_norm(), qk_norm()
         self.normalizes = qk_norm is not None
@@ -97,49 +97,63 @@ class Attention(nnx.Module):
         self.causal, self.window, self.softcap = causal, window, softcap
         self.mechanism, self.block_size, self.precision = mechanism, block_size, precision
 
-    def init_cache(self, batch_size: int, max_length: int, dtype: Any) -> AttentionCache | SlidingCache | None:
-        """Make this layer's empty cache: of the window's size, if there is one; none if later tokens count."""
+    def init_cache(self, batch_size: int, max_length: int, dtype: Any) -> Any:
+        """Make this layer's empty cache: of the window's size, if there is one; `None` if it is not causal."""
         if not self.causal:
             return None
         if self.window is not None:
             return SlidingCache.create(batch_size, max_length, self.window, self.num_kv_heads, self.head_dim, dtype)
         return AttentionCache.create(batch_size, max_length, self.num_kv_heads, self.head_dim, dtype)
 
-    def __call__(
-        self, hidden: jax.Array, inputs: LayerInputs, cache: AttentionCache | SlidingCache | None
-    ) -> LayerOutput:
+    def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape, the updated cache and (if asked for) the weights."""
-        query, key, value = self._project(hidden, inputs)
-        mask = inputs.mask
+        query, (key, value) = self._query(hidden), self._keys_values(hidden)
+        if inputs.rotary is not None:
+            query, key = rotate(query, *inputs.rotary), rotate(key, *inputs.rotary)
+        mask = inputs.mask if self.causal else replace(inputs.mask, causal=False)
         if cache is not None:
             cache, key, value, mask = cache.extend(key, value, mask)
+        mask = mask.with_window(self.window)
+        out, weights = self._attend(query, key, value, mask, inputs.output_attentions, inputs.bias)
+        return LayerOutput(out, cache, weights)
+
+    def _query(self, hidden: jax.Array) -> jax.Array:
+        """Return the queries, `[batch, seq, heads, head_dim]`, not rotated yet."""
+        query = self._heads(self.q_proj(hidden), self.num_heads)
+        return self.q_norm(query) if self.normalizes else query
+
+    def _keys_values(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return keys and values, `[batch, seq, kv_heads, head_dim]`, not rotated yet."""
+        key = self._heads(self.k_proj(hidden), self.num_kv_heads)
+        value = self._heads(self.v_proj(hidden), self.num_kv_heads)
+        return (self.k_norm(key) if self.normalizes else key), value
+
+    def _heads(self, x: jax.Array, count: int) -> jax.Array:
+        return constrain(x.reshape(*x.shape[:2], count, self.head_dim), "batch", "sequence", "heads", None)
+
+    def _attend(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: AttentionMask,
+        return_weights: bool,
+        bias: AttentionBias | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Return the projected result, `[batch, seq, hidden]`, and (if asked for) the weights."""
         active = self.dropout is not None and not self.dropout.deterministic
         out, weights = attend(
             query,
             key,
             value,
-            mask.with_window(self.window),
+            mask,
             mechanism=self.mechanism,
             scale=self.scale,
             block_size=self.block_size,
             softcap=self.softcap,
+            bias=bias,
             precision=self.precision,
             dropout=self.dropout if active else None,
-            return_weights=inputs.output_attentions,
+            return_weights=return_weights,
         )
-        return LayerOutput(self.o_proj(out.reshape(*hidden.shape[:2], -1)), cache, weights)
-
-    def _project(self, hidden: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return query, key and value, `[batch, seq, heads, head_dim]`, rotated."""
-
-        def heads(x: jax.Array, count: int) -> jax.Array:
-            return constrain(x.reshape(*hidden.shape[:2], count, self.head_dim), "batch", "sequence", "heads", None)
-
-        query = heads(self.q_proj(hidden), self.num_heads)
-        key = heads(self.k_proj(hidden), self.num_kv_heads)
-        value = heads(self.v_proj(hidden), self.num_kv_heads)
-        if self.normalizes:
-            query, key = self.q_norm(query), self.k_norm(key)
-        if inputs.rotary is not None:
-            query, key = rotate(query, *inputs.rotary), rotate(key, *inputs.rotary)
-        return query, key, value
+        return self.o_proj(out.reshape(*query.shape[:2], -1)), weights

@@ -1,4 +1,4 @@
-"""Ways to compute `softmax(q·k·scale) · v`; all give the same numbers.
+"""Ways to compute `softmax(q·k·scale + bias) · v`; all give the same numbers.
 
 Shapes: query `[batch, queries, heads, dim]`, key and value `[batch, keys, kv_heads, dim]`; `heads` is a multiple
 of `kv_heads` (grouped-query attention, arXiv:2305.13245).
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from easydel.errors import UnsupportedError
+from easydel.layers.attention.bias import AttentionBias
 from easydel.layers.attention.mask import AttentionMask
 
 MAX_BLOCKS = 16
@@ -31,6 +32,7 @@ def attend(
     scale: float,
     block_size: int = 128,
     softcap: float | None = None,
+    bias: AttentionBias | None = None,
     precision: Any = None,
     dropout: Dropout | None = None,
     return_weights: bool = False,
@@ -46,6 +48,7 @@ def attend(
         scale: factor of the products.
         block_size: queries per block (blockwise).
         softcap: products `p` become `softcap · tanh(p / softcap)`.
+        bias: makes what is added to the products.
         precision: of the products.
         dropout: applied to the weights, if active.
         return_weights: whether the weights are wanted; they are computed by the vanilla mechanism.
@@ -57,19 +60,20 @@ def attend(
         UnsupportedError: `"sdpa"` was asked for with a soft-cap or dropout.
     """
     if mechanism == "auto":
-        mechanism = _choose(query, mask, block_size, plain=softcap is None and dropout is None)
+        mechanism = _choose(query, mask, block_size, plain=softcap is None and bias is None and dropout is None)
     if mechanism == "sdpa" and (softcap is not None or dropout is not None):
         what = "soft-capping" if softcap is not None else "dropout on attention weights"
         raise UnsupportedError(
             f"attn_mechanism='sdpa' with {what} is not supported; use 'auto', 'vanilla' or 'blockwise'"
         )
-    options: dict[str, Any] = {"scale": scale, "softcap": softcap, "precision": precision, "dropout": dropout}
+    options: dict[str, Any] = {"scale": scale, "bias": bias, "precision": precision}
+    by_hand: dict[str, Any] = options | {"softcap": softcap, "dropout": dropout}
     if mechanism == "vanilla" or return_weights:
-        out, weights = vanilla(query, key, value, mask, **options)
+        out, weights = vanilla(query, key, value, mask, **by_hand)
         return out, weights if return_weights else None
     if mechanism == "sdpa":
-        return sdpa(query, key, value, mask, scale=scale, precision=precision), None
-    return blockwise(query, key, value, mask, block_size=block_size, **options), None
+        return sdpa(query, key, value, mask, **options), None
+    return blockwise(query, key, value, mask, block_size=block_size, **by_hand), None
 
 
 def _choose(query: jax.Array, mask: AttentionMask, block_size: int, *, plain: bool) -> str:
@@ -88,6 +92,7 @@ def vanilla(
     *,
     scale: float,
     softcap: float | None = None,
+    bias: AttentionBias | None = None,
     precision: Any = None,
     dropout: Dropout | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -95,7 +100,7 @@ def vanilla(
     batch, length, heads, dim = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, dim)
     products = jnp.einsum("bqkgd,btkd->bkgqt", grouped, key, precision=precision, preferred_element_type=jnp.float32)
-    products = _masked(products, mask, range(length), range(key.shape[1]), scale, softcap)
+    products = _masked(products, mask, range(length), range(key.shape[1]), scale, softcap, bias)
     weights = jax.nn.softmax(products, axis=-1).astype(query.dtype)
     if dropout is not None:
         weights = dropout(weights)
@@ -112,6 +117,7 @@ def blockwise(
     scale: float,
     block_size: int,
     softcap: float | None = None,
+    bias: AttentionBias | None = None,
     precision: Any = None,
     dropout: Dropout | None = None,
 ) -> jax.Array:
@@ -136,7 +142,7 @@ def blockwise(
             precision=precision,
             preferred_element_type=jnp.float32,
         )
-        products = _masked(products, mask, queries, keys, scale, softcap)
+        products = _masked(products, mask, queries, keys, scale, softcap, bias)
         weights = jnp.exp(products - jax.lax.stop_gradient(products.max(axis=-1, keepdims=True)))
         total = weights.sum(axis=-1, keepdims=True)
         weights = weights.astype(query.dtype)
@@ -151,12 +157,20 @@ def blockwise(
 
 
 def _masked(
-    products: jax.Array, mask: AttentionMask, queries: range, keys: range, scale: float, softcap: float | None
+    products: jax.Array,
+    mask: AttentionMask,
+    queries: range,
+    keys: range,
+    scale: float,
+    softcap: float | None,
+    bias: AttentionBias | None,
 ) -> jax.Array:
-    """Scale, cap and mask products `[batch, kv_heads, group, queries, keys]`."""
+    """Scale, cap, bias and mask products `[batch, kv_heads, group, queries, keys]`."""
     products = products * scale
     if softcap is not None:
         products = softcap * jnp.tanh(products / softcap)
+    if bias is not None:
+        products = products + bias(mask, queries, keys).reshape(1, *products.shape[1:])
     visible = mask.visible(queries, keys)
     if visible is None:
         return products
@@ -165,19 +179,28 @@ def _masked(
 
 
 def sdpa(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask, *, scale: float, precision: Any
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: AttentionMask,
+    *,
+    scale: float,
+    bias: AttentionBias | None,
+    precision: Any,
 ) -> jax.Array:
     """Use JAX's own attention: cuDNN's fused kernel in half precision on a GPU, XLA elsewhere."""
     fused = jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16)
     # Its causal order starts at the first key, which is ours only without a cache.
     only_causal = mask.causal and mask.window is None and mask.key_valid is None and mask.query_segments is None
     is_causal = only_causal and mask.offset is None
-    visible = None if is_causal else mask.visible(range(query.shape[1]), range(key.shape[1]))
+    queries, keys = range(query.shape[1]), range(key.shape[1])
+    visible = None if is_causal else mask.visible(queries, keys)
     with jax.default_matmul_precision(_precision_name(precision)):
         return jax.nn.dot_product_attention(
             query,
             key,
             value,
+            bias=None if bias is None else bias(mask, queries, keys).astype(query.dtype),
             mask=visible,
             scale=scale,
             is_causal=is_causal,

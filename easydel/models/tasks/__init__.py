@@ -7,6 +7,7 @@ from easydel.models.tasks.embedding import Embedding
 from easydel.models.tasks.masked_lm import MaskedLM
 from easydel.models.tasks.moe import MoECausalLM
 from easydel.models.tasks.question_answering import QuestionAnswering
+from easydel.models.tasks.seq2seq import Seq2SeqLM
 
 __all__ = [
     "CausalLM",
@@ -15,6 +16,7 @@ __all__ = [
     "MoECausalLM",
     "PooledClassifier",
     "QuestionAnswering",
+    "Seq2SeqLM",
     "SequenceClassifier",
     "TaskModule",
     "TokenClassifier",

@@ -91,12 +91,12 @@ class TaskModule(EasyDeLBaseModule):
     def _add_head(self, rngs: nnx.Rngs) -> None:
         raise TypeError(f"{type(self).__name__} must define _add_head")
 
-    def _linear(self, features_out: int, rngs: nnx.Rngs, use_bias: bool = False) -> Linear:
+    def _linear(self, features_out: int, rngs: nnx.Rngs, use_bias: bool = False, stddev: float | None = None) -> Linear:
         return Linear(
             self.config.hidden_size,
             features_out,
             use_bias=use_bias,
-            kernel_init=normal_init(self.config.initializer_range),
+            kernel_init=normal_init(self.config.initializer_range if stddev is None else stddev),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             precision=self.precision,

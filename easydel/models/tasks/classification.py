@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from easydel.layers import make_dropout
 from easydel.models.tasks.base import TaskModule
 from easydel.outputs import SequenceClassifierOutput, TokenClassifierOutput
 
@@ -50,7 +51,7 @@ class PooledClassifier(TaskModule):
     can_generate: ClassVar[bool] = False
 
     def _add_head(self, rngs: nnx.Rngs) -> None:
-        self.dropout = nnx.Dropout(classifier_dropout(self.config), deterministic=True, rngs=rngs)
+        self.dropout = make_dropout(classifier_dropout(self.config), rngs)
         self.classifier = self._linear(self.config.num_labels, rngs, use_bias=True)
 
     def head(self, out: Any, input_ids: jax.Array | None, attention_mask: jax.Array | None) -> SequenceClassifierOutput:
@@ -67,7 +68,7 @@ class TokenClassifier(TaskModule):
     can_generate: ClassVar[bool] = False
 
     def _add_head(self, rngs: nnx.Rngs) -> None:
-        self.dropout = nnx.Dropout(classifier_dropout(self.config), deterministic=True, rngs=rngs)
+        self.dropout = make_dropout(classifier_dropout(self.config), rngs)
         self.classifier = self._linear(self.config.num_labels, rngs, use_bias=True)
 
     def head(self, out: Any, input_ids: jax.Array | None, attention_mask: jax.Array | None) -> TokenClassifierOutput:

@@ -1,0 +1,36 @@
+"""Attention of a decoder to what an encoder made of its input."""
+
+from __future__ import annotations
+
+import jax
+
+from easydel.caching import CrossAttentionCache
+from easydel.layers.attention.layer import Attention
+from easydel.layers.attention.mask import AttentionMask
+from easydel.layers.stack import LayerInputs, LayerOutput
+
+
+class CrossAttention(Attention):
+    """Attention whose keys and values come from the encoder; it takes the arguments of `Attention`.
+
+    With a cache they are computed once, at the first call, and kept.
+    """
+
+    def init_cache(self, batch_size: int, max_length: int, dtype: object) -> CrossAttentionCache:
+        """Make this layer's empty cache; the encoder's states will say how large it gets."""
+        del batch_size, max_length, dtype
+        return CrossAttentionCache()
+
+    def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: CrossAttentionCache | None) -> LayerOutput:
+        """Map `[batch, seq, hidden]` to the same shape, the filled cache and (if asked for) the weights."""
+        if cache is None or cache.key is None or cache.value is None:
+            if inputs.encoded is None:
+                raise ValueError("cross-attention got neither the encoder's states nor a cache that holds them")
+            key, value = self._keys_values(inputs.encoded)
+            valid = inputs.encoded_valid
+            cache = None if cache is None else CrossAttentionCache(key, value, valid)
+        else:
+            key, value, valid = cache.key.astype(hidden.dtype), cache.value.astype(hidden.dtype), cache.valid
+        mask = AttentionMask(key_valid=valid, causal=False)
+        out, weights = self._attend(self._query(hidden), key, value, mask, inputs.output_attentions)
+        return LayerOutput(out, cache, weights)

@@ -1,0 +1,115 @@
+"""Language models with an encoder: they write an answer to what they read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from easydel.caching import Cache
+from easydel.generation.prompts import SHORTEST_PROMPT, align, bucket, check_prompt
+from easydel.models.tasks.base import TaskModule
+from easydel.outputs import Seq2SeqLMOutput
+
+
+class Seq2SeqLM(TaskModule):
+    """Predicts the decoder's next token: `lm_head` on the backbone, or the embedding if `tie_word_embeddings`.
+
+    `labels` are the tokens the decoder should write, int32 `[batch, target]`; -100 masks one. Without decoder inputs
+    they also give those: the labels shifted right behind `decoder_start_token_id`, masked ones as `pad_token_id`.
+    """
+
+    def _add_head(self, rngs: nnx.Rngs) -> None:
+        if not self.config.tie_word_embeddings:
+            self.lm_head = self._linear(self.config.vocab_size, rngs)
+
+    def __call__(  # type: ignore[override]  # it takes what a backbone with an encoder takes
+        self,
+        input_ids: jax.Array | None = None,
+        attention_mask: jax.Array | None = None,
+        decoder_input_ids: jax.Array | None = None,
+        labels: jax.Array | None = None,
+        loss_config: Any = None,
+        **inputs: Any,
+    ) -> Seq2SeqLMOutput:
+        """Run the backbone and the head; arguments are the backbone's, and `labels`, which give `.loss`."""
+        if labels is not None and decoder_input_ids is None and inputs.get("decoder_inputs_embeds") is None:
+            decoder_input_ids = self.shift_right(labels)
+        out = self.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids, **inputs
+        )
+        return Seq2SeqLMOutput(logits=self.compute_logits(out.last_hidden_state), **out.carried())
+
+    def compute_logits(self, hidden: jax.Array) -> jax.Array:
+        """Map the decoder's states `[..., hidden]` to logits `[..., vocab]`."""
+        if self.config.tie_word_embeddings:
+            return self.base_model.embed_tokens.attend(hidden)
+        return self.lm_head(hidden)
+
+    def get_encoder(self) -> Any:
+        """Return the backbone's encoder."""
+        return self.base_model.get_encoder()
+
+    def get_decoder(self) -> Any:
+        """Return the backbone's decoder."""
+        return self.base_model.get_decoder()
+
+    def shift_right(self, labels: jax.Array) -> jax.Array:
+        """Return the decoder's inputs for labels `[batch, target]`: at each place the label before it."""
+        start, pad = (_token(self.config, name) for name in ("decoder_start_token_id", "pad_token_id"))
+        labels = jnp.asarray(labels)
+        shifted = jnp.concatenate([jnp.full_like(labels[:, :1], start), labels[:, :-1]], axis=1)
+        return jnp.where(shifted == -100, pad, shifted)
+
+    # ------------------------------------------------------------------ generation
+    def generation_inputs(
+        self, input_ids: Any, attention_mask: Any, options: dict[str, Any]
+    ) -> tuple[np.ndarray, Any, dict[str, np.ndarray]]:
+        """Say how a generation begins.
+
+        Args:
+            input_ids: of the encoder, `[batch, source]`.
+            attention_mask: 0 where one of them is padding.
+            options: of `generate`; those about the beginning are taken out: `decoder_input_ids`,
+                `decoder_attention_mask`, `decoder_start_token_id`.
+
+        Returns:
+            The decoder's first tokens `[batch, prompt]`, their mask, and what else the first forward pass is given:
+            the encoder's inputs, padded to one of few lengths.
+        """
+        ids, mask = check_prompt(input_ids, attention_mask, self.config.vocab_size)
+        ids, mask = align(ids, mask, bucket(int(mask.sum(axis=1).max()), SHORTEST_PROMPT), left=False)
+        prompt, prompt_mask = options.pop("decoder_input_ids", None), options.pop("decoder_attention_mask", None)
+        start = options.pop("decoder_start_token_id", None)
+        if prompt is None:
+            sources = (self.generation_config, self.config)
+            start = _token(self.config, "decoder_start_token_id", *sources) if start is None else int(start)
+            prompt = np.full((len(ids), 1), start, np.int32)
+        elif len(prompt) != len(ids):
+            raise ValueError(f"decoder_input_ids have {len(prompt)} rows, input_ids have {len(ids)}")
+        return prompt, prompt_mask, {"input_ids": ids, "attention_mask": mask}
+
+    def next_token_logits(
+        self, target: jax.Array, target_mask: Any, cache: Cache, /, **context: Any
+    ) -> tuple[jax.Array, Cache]:
+        """Return the logits after the decoder's last token, `[batch, vocab]`, and the updated cache.
+
+        Args:
+            target: the decoder's new tokens, int32 `[batch, seq]`.
+            target_mask: 0 where one is padding.
+            cache: of the decoder.
+            **context: at the first call the encoder's inputs.
+        """
+        out = self.base_model(decoder_input_ids=target, decoder_attention_mask=target_mask, cache=cache, **context)
+        return self.compute_logits(out.last_hidden_state[:, -1]), out.cache
+
+
+def _token(config: Any, name: str, *sources: Any) -> int:
+    """Return a token id from the first of `sources` (the config alone, if none) that has it."""
+    for source in sources or (config,):
+        if (value := getattr(source, name, None)) is not None:
+            return int(value)
+    raise ValueError(f"{type(config).__name__}.{name} is not set, so the decoder's first tokens are unknown; set it")

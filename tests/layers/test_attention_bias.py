@@ -1,0 +1,76 @@
+"""Biases of relative positions: buckets against transformers', and every mechanism against a float64 reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from easydel.layers import AttentionMask, RelativePositions
+from easydel.layers.attention import attend
+from easydel.layers.attention.bias import buckets
+
+SETTINGS = [(32, 128), (8, 20), (16, 64), (64, 1000), (6, 9), (7, 40)]
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(("count", "max_distance"), SETTINGS)
+def test_buckets_are_transformers_own(count: int, max_distance: int, bidirectional: bool) -> None:
+    distances = np.arange(-1200, 1200)  # a distance counts backwards, a relative position forwards
+    want = T5Attention._relative_position_bucket(torch.from_numpy(-distances), bidirectional, count, max_distance)
+    np.testing.assert_array_equal(buckets(distances, count, max_distance, bidirectional), want.numpy())
+
+
+def positions(bidirectional: bool, heads: int = 6) -> RelativePositions:
+    return RelativePositions(
+        8, heads, max_distance=10, bidirectional=bidirectional, init_stddev=2.0, param_dtype=jnp.float32,
+        rngs=nnx.Rngs(0),
+    )  # fmt: skip
+
+
+def reference(q: Any, k: Any, v: Any, table: np.ndarray, offset: int, causal: bool) -> np.ndarray:
+    """Return attention in float64, one product, bias and softmax at a time."""
+    q, k, v, table = (np.asarray(x, np.float64) for x in (q, k, v, table))
+    group, out = q.shape[2] // k.shape[2], np.zeros(q.shape)
+    distances = (offset + np.arange(q.shape[1]))[:, None] - np.arange(k.shape[1])
+    places = buckets(distances, 8, 10, not causal)
+    for b, h in np.ndindex(q.shape[0], q.shape[2]):
+        products = q[b, :, h] @ k[b, :, h // group].T + table[places, h]
+        products = np.where(distances < 0, -1e300, products) if causal else products
+        powers = np.exp(products - products.max(axis=-1, keepdims=True))
+        out[b, :, h] = powers / powers.sum(axis=-1, keepdims=True) @ v[b, :, h // group]
+    return out
+
+
+@pytest.mark.parametrize("mechanism", ["vanilla", "sdpa", "blockwise", "auto"])
+@pytest.mark.parametrize(("causal", "queries", "offset"), [(True, 23, None), (False, 23, None), (True, 3, 15)])
+def test_bias_is_added_by_every_mechanism(mechanism: str, causal: bool, queries: int, offset: int | None) -> None:
+    made = positions(bidirectional=not causal)
+    q, k, v = (RNG.normal(size=(2, n, heads, 8)).astype(np.float32) for n, heads in ((queries, 6), (23, 2), (23, 2)))
+    mask = AttentionMask(causal=causal, offset=None if offset is None else jnp.asarray(offset, jnp.int32))
+    run = jax.jit(lambda *a: attend(*a[:4], bias=a[4], mechanism=mechanism, scale=1.0, block_size=4)[0])
+    want = reference(q, k, v, made.embedding.get_value(), offset or 0, causal)
+    np.testing.assert_allclose(run(q, k, v, mask, made()), want, atol=2e-5, rtol=2e-5)
+
+
+def test_a_ring_s_keys_get_the_bias_of_their_slots() -> None:
+    bias, slots = positions(bidirectional=False)(), np.asarray([4, 5, 2, 3, -1], np.int32)
+    whole = bias(AttentionMask(), range(5, 6), range(6))
+    ring = bias(AttentionMask(offset=np.int32(5)).over(slots), range(1), range(5))
+    np.testing.assert_array_equal(ring[..., :4], whole[..., slots[:4]])
+
+
+@pytest.mark.parametrize(("count", "max_distance"), [(3, 10), (16, 4)])
+def test_buckets_that_do_not_reach_are_refused(count: int, max_distance: int) -> None:
+    with pytest.raises(ValueError, match="relative positions need"):
+        RelativePositions(
+            count, 2, max_distance=max_distance, bidirectional=True, init_stddev=1.0, param_dtype=jnp.float32,
+            rngs=nnx.Rngs(0),
+        )  # fmt: skip
