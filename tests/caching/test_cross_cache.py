@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from easydel.caching import AttentionCache, Cache, CrossAttentionCache, EncoderDecoderCache
+from easydel.caching import AttentionCache, Cache, CrossAttentionCache, EncoderDecoderCache, RecurrentCache
 
 
 def test_only_its_own_part_grows() -> None:
@@ -21,3 +21,10 @@ def test_only_its_own_part_grows() -> None:
 
 def test_empty_it_holds_no_arrays() -> None:
     assert jax.tree.leaves(CrossAttentionCache()) == []
+
+
+def test_beside_a_recurrent_state_there_is_no_longest_sequence() -> None:
+    own = RecurrentCache.create(2, 3, 6, (2, 4, 5), np.float32)
+    layer = EncoderDecoderCache(own, CrossAttentionCache())
+    assert not layer.keeps_slots
+    assert layer.grow(10**9).own is own
