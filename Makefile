@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 JOBS   ?= 2
 PIP     = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
-INPUTS  = pyproject.toml constraints.txt hatch_build.py $(wildcard easydel/native/*.cc)
+INPUTS  = pyproject.toml constraints.txt hatch_build.py $(wildcard easydel/native/*.cc easydel/native/*.h)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format clean

@@ -16,7 +16,7 @@ from easydel.sharding import AXIS_NAMES, DEFAULT_AXIS_DIMS, PartitionRules, crea
 
 REMAT_POLICIES = ("none", "full", "dots", "dots_no_batch")
 ATTENTION_MECHANISMS = ("auto", "vanilla", "sdpa", "blockwise")
-MOE_MECHANISMS = ("auto", "ragged", "blocks")
+MOE_MECHANISMS = ("auto", "grouped", "ragged", "blocks")
 
 _ORIGIN = ("_name_or_path", "source_directory", "architectures", "dtype", "transformers_version", "model_type")
 
@@ -56,8 +56,8 @@ class EasyDeLBaseConfig(PreTrainedConfig):
         sharding_axis_names: names of the mesh axes, in the same order.
         attn_mechanism: `"auto"`, `"vanilla"`, `"sdpa"` or `"blockwise"`.
         attn_block_size: queries per block of the blockwise mechanism.
-        moe_mechanism: how experts are computed: `"ragged"` (XLA's grouped product), `"blocks"` (the rows of each
-            expert in turn) or `"auto"` (blocks on CPU).
+        moe_mechanism: how experts are computed: `"ragged"` (XLA's grouped product), `"grouped"` (a C++ kernel for
+            CPUs), `"blocks"` (the rows of each expert in turn) or `"auto"` (on a CPU the second, without it the third).
         gradient_checkpointing: what a block keeps for its backward pass: `"none"` (no rematerialisation), `"full"`
             (only its input), `"dots"` (matrix products), `"dots_no_batch"` (matrix products with weights).
     """

@@ -19,7 +19,7 @@ MATRICES = (((1,), (0,)), ((), ()))
 def product(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, *args: Any, **options: Any) -> jax.Array:
     """Compute `jax.lax.dot_general`; a few rows on one CPU, as when tokens are generated, by a kernel of our own."""
     numbers = tuple(tuple(tuple(axes) for axes in pair) for pair in dimension_numbers)
-    if numbers == MATRICES and lhs.ndim == 2 and is_on_one_device() and native.serves(lhs, rhs):
+    if numbers == MATRICES and lhs.ndim == 2 and is_on_one_device() and native.serves_few_rows(lhs, rhs):
         return native.few_rows(lhs, rhs)
     return jax.lax.dot_general(lhs, rhs, dimension_numbers, *args, **options)
 

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from easydel import UnsupportedError, native
 from easydel.layers import SparseMoE
 from easydel.layers.moe.mechanisms import block_size
 from easydel.loss import load_balancing_loss
 
 HIDDEN, WIDTH = 8, 12
+NATIVE = pytest.mark.skipif(not native.is_available(), reason="the C++ kernels were not built")
+MECHANISMS = [pytest.param("grouped", marks=NATIVE), "blocks", "ragged"]
 DTYPES = {"dtype": jnp.float32, "param_dtype": jnp.float32, "precision": None}
 
 
@@ -42,7 +45,7 @@ def naive(layer: SparseMoE, x: np.ndarray, normalize: bool) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("mechanism", ["blocks", "ragged"])
+@pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(
     ("experts", "top_k", "shape"),
@@ -67,7 +70,7 @@ def collapsed(mechanism: str) -> SparseMoE:
     return layer
 
 
-@pytest.mark.parametrize("mechanism", ["blocks", "ragged"])
+@pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_no_token_is_dropped_if_all_choose_the_same(mechanism: str) -> None:
     layer = collapsed(mechanism)
     x = np.abs(np.random.default_rng(0).normal(size=(2, 40, HIDDEN))).astype(np.float32) + 0.1
@@ -85,7 +88,7 @@ def dense(layer: SparseMoE, params: nnx.State, x: jax.Array) -> jax.Array:
     return jnp.sum(chosen * routing.weights[..., None], axis=2)
 
 
-@pytest.mark.parametrize("mechanism", ["blocks", "ragged"])
+@pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("case", ["spread", "collapsed", "one_token"])
 def test_gradients_are_those_of_computing_everything(case: str, mechanism: str) -> None:
     layer = collapsed(mechanism) if case == "collapsed" else make(4, 2, mechanism=mechanism)
@@ -112,6 +115,16 @@ def test_bfloat16(mechanism: str) -> None:
     got, logits = layer(jnp.asarray(x, jnp.bfloat16))
     assert got.dtype == logits.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(got, np.float32), want, atol=0.03 * np.abs(want).max())  # 1/256, six products
+
+
+def test_the_kernel_for_float32_refuses_other_numbers() -> None:
+    layer = make(4, 2, mechanism="grouped")
+    for module in (layer.experts, layer.experts.gate_proj, layer.experts.up_proj, layer.experts.down_proj):
+        module.dtype = jnp.bfloat16
+    with pytest.raises(UnsupportedError, match=r"needs the C\+\+ kernels and float32, got bfloat16.*'auto'"):
+        layer(jnp.ones((1, 3, HIDDEN), jnp.bfloat16))
+    layer.experts.mechanism = "auto"
+    assert layer(jnp.ones((1, 3, HIDDEN), jnp.bfloat16))[0].shape == (1, 3, HIDDEN)
 
 
 @pytest.mark.parametrize(("rows", "experts"), [(1, 8), (2, 8), (16, 8), (1024, 32), (1024, 8), (100_000, 8)])

@@ -11,7 +11,7 @@ from flax import nnx
 import easydel
 from easydel import native
 from easydel.layers import Linear
-from easydel.native import build
+from easydel.native import library
 
 RNG = np.random.default_rng(0)
 needs_kernels = pytest.mark.skipif(not native.is_available(), reason="the C++ kernels were not built")
@@ -92,32 +92,7 @@ def test_generation_is_the_same_without_it(monkeypatch):
     model = easydel.LlamaForCausalLM(config)
     ids = np.arange(8, dtype=np.int32)[None]
     made = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False).sequences
-    monkeypatch.setattr(native, "is_available", lambda: False)
+    monkeypatch.setattr(library, "is_available", lambda: False)
     config.attn_block_size = 64  # another structure, so that nothing compiled before is used
     plain = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False).sequences
     np.testing.assert_array_equal(made, plain)
-
-
-def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch):
-    library = tmp_path / "libkernels.so"
-    library.write_bytes(b"of an older source")
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "no-such-compiler" in build.compile_kernels(build.SOURCE, library)
-    monkeypatch.setenv("CXX", "python -c 'raise SystemExit(\"broken source\")'")
-    assert "broken source" in build.compile_kernels(build.SOURCE, library)
-    monkeypatch.setenv("EASYDEL_NATIVE", "0")
-    assert "EASYDEL_NATIVE" in build.compile_kernels(build.SOURCE, library)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_library_that_does_not_fit_is_reported_once(tmp_path, monkeypatch):
-    broken = tmp_path / "libkernels.so"
-    broken.write_bytes(b"not a library")
-    monkeypatch.setattr(native, "LIBRARY", broken)
-    native.is_available.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match=r"python -m easydel\.native\.build"):
-            assert not native.is_available()
-        assert not native.is_available()
-    finally:
-        native.is_available.cache_clear()

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from easydel.layers.activations import activation
 from easydel.layers.linear import normal_init
 from easydel.layers.moe.dispatch import gather_back, is_local, sort_by_expert, spread, sum_choices
-from easydel.layers.moe.mechanisms import Kernels, block_size, blocks, choose, ragged
+from easydel.layers.moe.mechanisms import Kernels, block_size, blocks, choose, grouped, ragged
 from easydel.layers.moe.router import Routing
 from easydel.sharding import activation_spec, current_mesh
 
@@ -97,7 +97,8 @@ class Experts(nnx.Module):
     def _compute(self, x: jax.Array, weights: jax.Array, experts: jax.Array, kernels: Kernels) -> jax.Array:
         """Return the sum, float32 `[batch, seq, hidden]`, over those `experts` that `kernels` hold."""
         top_k, held = experts.shape[-1], kernels[0].shape[0]
-        in_blocks = choose(self.mechanism) == "blocks"
+        mechanism = choose(self.mechanism, x, kernels)
+        in_blocks = mechanism == "blocks"
         # One token's experts differ: blocks of one row read each once, and a padded block would be slower.
         size = block_size(experts.size, held) if experts.size > top_k else 1
         order = sort_by_expert(experts.reshape(-1, top_k), held, padding=size if in_blocks else 0)
@@ -105,7 +106,8 @@ class Experts(nnx.Module):
         if in_blocks:
             rows = blocks(rows, order.sizes, kernels, self.act, self.precision, size)
         else:
-            rows = ragged(rows, order.sizes, kernels, self.act, self.precision)
+            compute = grouped if mechanism == "grouped" else ragged
+            rows = compute(rows, order.sizes, kernels, self.act, self.precision)
         pairs = gather_back(rows, order).astype(jnp.float32)
         if current_mesh() is not None:  # experts of other devices
             pairs = jnp.where(is_local(order)[:, None], pairs, 0)

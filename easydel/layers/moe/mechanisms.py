@@ -15,6 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from easydel import native
+from easydel.errors import UnsupportedError
+
 Act = Callable[[jax.Array], jax.Array]
 Kernels = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -22,11 +25,23 @@ COPY = 38
 """Copying one expert's weights out of the stack costs a CPU as much as multiplying about half as many rows by them."""
 
 
-def choose(mechanism: str) -> str:
-    """Return the mechanism that `"auto"` stands for here: XLA's grouped product is slow on CPU."""
-    if mechanism == "auto":
-        return "blocks" if jax.default_backend() == "cpu" else "ragged"
-    return mechanism
+def choose(mechanism: str, rows: jax.Array, kernels: Kernels) -> str:
+    """Return the mechanism that `"auto"` stands for here: XLA's grouped product is slow on CPU.
+
+    Raises:
+        UnsupportedError: `"grouped"` is asked for where its kernel is not.
+    """
+    served = all(native.serves_grouped(rows, kernel) for kernel in kernels)
+    if mechanism == "grouped" and not served:
+        raise UnsupportedError(
+            f"moe_mechanism='grouped' needs the C++ kernels and float32, got {rows.dtype}: build them with python -m "
+            "easydel.native, or use 'auto'"
+        )
+    if mechanism != "auto":
+        return mechanism
+    if jax.default_backend() != "cpu":
+        return "ragged"
+    return "grouped" if served else "blocks"
 
 
 def block_size(rows: int, experts: int) -> int:
@@ -39,6 +54,14 @@ def block_size(rows: int, experts: int) -> int:
     # In sixteens: on CPU blocks of 72 rows measured 15% slower than of 64 or 96.
     sixteens = math.sqrt(COPY * each) // 16 if each > 2 * COPY else math.ceil(1.25 * each / 16)
     return min(16 * int(sixteens), rows)
+
+
+def grouped(rows: jax.Array, sizes: jax.Array, kernels: Kernels, act: Act, precision: Any) -> jax.Array:
+    """Compute with our own grouped matrix product for CPUs, in float32 whatever the precision."""
+    del precision
+    gate, up, down = kernels
+    hidden = act(native.grouped(rows, gate, sizes)) * native.grouped(rows, up, sizes)
+    return native.grouped(hidden, down, sizes)
 
 
 def ragged(rows: jax.Array, sizes: jax.Array, kernels: Kernels, act: Act, precision: Any) -> jax.Array:

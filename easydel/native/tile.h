@@ -1,0 +1,112 @@
+// A block of a matrix product on one thread: c = a b, packed in the way of Goto and van de Geijn, "Anatomy of
+// high-performance matrix multiplication" (ACM TOMS 34, 2008).
+//
+// `b` is packed to columns as wide as a tile, `a` to rows as tall as one; a tile of `c` stays in registers while the
+// depth is run through. A matrix is given by its strides, so that a transposed one is the same to the code.
+
+#ifndef EASYDEL_NATIVE_TILE_H_
+#define EASYDEL_NATIVE_TILE_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+// Inlined into functions for each kind of processor, whose instructions it then uses.
+#define EASYDEL_INLINE static inline __attribute__((always_inline))
+
+namespace easydel {
+
+constexpr int64_t kDepth = 256, kColumns = 256;  // of the part of `b` that is packed at a time: a quarter of a megabyte
+
+// Element [i, j] is data[i * row + j * column].
+struct View {
+  const float* data;
+  int64_t row, column;
+};
+
+// c[i, j] is data[i * stride + j].
+struct Block {
+  float* data;
+  int64_t stride, rows, columns;
+};
+
+// Tiles of `kTall` rows and `kVectors` vectors of `kWidth` floats: as many as the processor's registers hold.
+template <int kWidth, int kTall, int kVectors>
+struct Tile {
+  typedef float Vector __attribute__((vector_size(kWidth * sizeof(float)), aligned(sizeof(float)), may_alias));
+  static constexpr int64_t kAcross = kVectors * kWidth;
+  static_assert(kColumns % kAcross == 0);
+
+  // c = a b for a packed [depth, kTall] and [depth, kAcross]; added to what is there, or in its place.
+  EASYDEL_INLINE void Multiply(const float* a, const float* b, int64_t depth, Block c, bool add) {
+    Vector sum[kTall][kVectors] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+      Vector line[kVectors];
+      for (int v = 0; v < kVectors; ++v) line[v] = *reinterpret_cast<const Vector*>(b + k * kAcross + v * kWidth);
+      for (int r = 0; r < kTall; ++r) {
+        for (int v = 0; v < kVectors; ++v) sum[r][v] += a[k * kTall + r] * line[v];
+      }
+    }
+    for (int64_t r = 0; r < c.rows; ++r) {
+      float* to = c.data + r * c.stride;
+      const float* from = reinterpret_cast<const float*>(sum[r]);
+      if (add) {
+        for (int64_t j = 0; j < c.columns; ++j) to[j] += from[j];
+      } else {
+        std::memcpy(to, from, c.columns * sizeof(float));
+      }
+    }
+  }
+
+  // Packs [depth, columns] of b; columns beyond are 0.
+  EASYDEL_INLINE void PackColumns(View b, int64_t depth, int64_t columns, float* to) {
+    for (int64_t j = 0; j < columns; j += kAcross, to += depth * kAcross) {
+      const int64_t across = std::min(kAcross, columns - j);
+      if (b.column == 1 && across == kAcross) {
+        for (int64_t k = 0; k < depth; ++k) {
+          std::memcpy(to + k * kAcross, b.data + k * b.row + j, kAcross * sizeof(float));
+        }
+        continue;
+      }
+      if (across < kAcross) std::fill(to, to + depth * kAcross, 0.0f);
+      for (int64_t q = 0; q < across; ++q) {
+        const float* from = b.data + (j + q) * b.column;
+        for (int64_t k = 0; k < depth; ++k) to[k * kAcross + q] = from[k * b.row];
+      }
+    }
+  }
+
+  // Packs [rows, depth] of a; rows beyond are 0.
+  EASYDEL_INLINE void PackRows(View a, int64_t rows, int64_t depth, float* to) {
+    if (rows < kTall) std::fill(to, to + depth * kTall, 0.0f);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* from = a.data + r * a.row;
+      for (int64_t k = 0; k < depth; ++k) to[k * kTall + r] = from[k * a.column];
+    }
+  }
+
+  // c = a b over `depth`; c has at most kColumns columns.
+  EASYDEL_INLINE void Product(View a, View b, int64_t depth, Block c) {
+    alignas(64) static thread_local float packed_b[kDepth * kColumns];
+    alignas(64) static thread_local float packed_a[kDepth * kTall];
+    for (int64_t k = 0; k < depth; k += kDepth) {
+      const int64_t deep = std::min(kDepth, depth - k);
+      PackColumns({b.data + k * b.row, b.row, b.column}, deep, c.columns, packed_b);
+      for (int64_t i = 0; i < c.rows; i += kTall) {
+        const int64_t tall = std::min<int64_t>(kTall, c.rows - i);
+        PackRows({a.data + i * a.row + k * a.column, a.row, a.column}, tall, deep, packed_a);
+        for (int64_t j = 0; j < c.columns; j += kAcross) {
+          const Block tile{c.data + i * c.stride + j, c.stride, tall, std::min(kAcross, c.columns - j)};
+          Multiply(packed_a, packed_b + j * deep, deep, tile, k > 0);
+        }
+      }
+    }
+  }
+};
+
+// c = a b by the widest instructions that this processor has.
+void Product(View a, View b, int64_t depth, Block c);
+
+}  // namespace easydel
+
+#endif  // EASYDEL_NATIVE_TILE_H_
