@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from easydel.calls import logits_of, takes
-from easydel.infra import flops, forward, functional, placing, views
+from easydel.infra import flops, forward, functional, parts, placing, resizing, views
 from easydel.infra.mixins.bridge import EasyBridgeMixin
 from easydel.infra.mixins.generation import EasyGenerationMixin
 from easydel.infra.mixins.operation_cache import OperationCacheMixin
@@ -257,6 +257,51 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
     def half(self) -> Self:
         """Convert to float16."""
         return self.to_dtype(jnp.float16)
+
+    # ------------------------------------------------------------------ parts
+    def get_embedding(self) -> nnx.Embed:
+        """Return the embedding of input tokens; `ValueError` if there is none, or several that could be meant."""
+        return parts.token_embedding(self)
+
+    def get_lm_head(self) -> nnx.Module | None:
+        """Return the layer that makes logits: the embedding if the head is tied, `None` if there is no such layer."""
+        return parts.lm_head(self)
+
+    def get_encoder(self) -> nnx.Module:
+        """Return the encoder, the whole backbone of an encoder-only model; `UnsupportedError` for a decoder."""
+        return parts.encoder(self)
+
+    def get_decoder(self) -> nnx.Module:
+        """Return the decoder, the whole backbone of a decoder-only model; `UnsupportedError` for an encoder."""
+        return parts.decoder(self)
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Self:
+        """Change the size of the vocabulary: embedding, head, their biases and `config.vocab_size`.
+
+        Unlike in transformers the model is returned, not the embedding: `get_embedding` has that. `model.config` is
+        then a changed copy; states and other models made from the old one keep it.
+
+        Args:
+            new_num_tokens: tokens to have; those kept stay as they are, bit by bit. `None`: as many as now.
+            pad_to_multiple_of: round the number up to a multiple of this.
+            mean_resizing: draw new vectors from the old ones' mean and (hardly any of) their covariance, else as
+                the model's class initialises them.
+            rngs: keys for new vectors, `nnx.Rngs(0)` if `None`.
+
+        Raises:
+            ValueError: a number that is no positive integer, a model without an embedding, special tokens that would
+                fall outside, or a table whose size is not the config's.
+            UnsupportedError: adapters or quantization have changed a layer to be resized.
+        """
+        resizing.resize(self, new_num_tokens, pad_to_multiple_of, mean_resizing, rngs)
+        return self
 
     # ------------------------------------------------------------------ forward
     def compute_loss(
