@@ -7,6 +7,7 @@ heads, biases, attributes such as `num_embeddings`) depends on it.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,15 @@ def differences(module: Any, configs: Configs) -> Differences:
         ValueError: the two have other variables, or one changes along several axes.
         TypeError: the class cannot be built from a config.
     """
-    pair = [abstract_module(type(module), config) for config in (module.config, configs.new)]
+    # Only contents make a safe key: another kind of config may be equal to itself whatever was changed in it.
+    module_class: Any = type(module)
+    compare = _compare if hasattr(module.config, "content") else _compare.__wrapped__
+    return compare(module_class, module.config, configs.new)
+
+
+@functools.lru_cache(maxsize=32)
+def _compare(module_class: Any, present: Any, other: Any) -> Differences:
+    pair = [abstract_module(module_class, config) for config in (present, other)]
     before, after = ({p: tuple(v.get_value().shape) for p, v in named_variables(m).items()} for m in pair)
     axes = {}
     for path in sorted(before.keys() | after.keys()):
@@ -91,7 +100,7 @@ def differences(module: Any, configs: Configs) -> Differences:
         found = [n for n, (a, b) in enumerate(zip(old or (), new or (), strict=False)) if a != b]
         if old is None or new is None or len(old) != len(new) or len(found) != 1:
             raise ValueError(
-                f"{type(module).__name__} builds {path} as {old} for one vocab_size and as {new} for another: only one "
+                f"{module_class.__name__} builds {path} as {old} for one vocab_size and as {new} for another: only one "
                 "axis may change with the vocabulary"
             )
         axes[path] = found[0]
