@@ -52,14 +52,6 @@ class EncoderDecoder(EasyDeLBaseModule):
         """Map token ids `[batch, seq]` to vectors `[batch, seq, hidden]`."""
         return self.embed_tokens(input_ids)
 
-    def get_encoder(self) -> Any:
-        """Return the encoder: layers and final norm, without the embeddings."""
-        return self.encoder
-
-    def get_decoder(self) -> Any:
-        """Return the decoder: layers and final norm, without the embeddings."""
-        return self.decoder
-
     def __call__(
         self,
         input_ids: jax.Array | None = None,

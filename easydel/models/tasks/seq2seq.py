@@ -49,14 +49,6 @@ class Seq2SeqLM(TaskModule):
             return self.base_model.embed_tokens.attend(hidden)
         return self.lm_head(hidden)
 
-    def get_encoder(self) -> Any:
-        """Return the backbone's encoder."""
-        return self.base_model.get_encoder()
-
-    def get_decoder(self) -> Any:
-        """Return the backbone's decoder."""
-        return self.base_model.get_decoder()
-
     def shift_right(self, labels: jax.Array) -> jax.Array:
         """Return the decoder's inputs for labels `[batch, target]`: at each place the label before it."""
         start, pad = (_token(self.config, name) for name in ("decoder_start_token_id", "pad_token_id"))
