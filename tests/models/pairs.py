@@ -19,18 +19,29 @@ import transformers
 
 import easydel
 from tests.models.inputs import as_torch, continuing, given, labels
+from tests.models.measure import record
 from tests.models.table import FAMILIES, Family, Variant
 
 torch.set_num_threads(1)
 
 
-def close(got: Any, want: Any, tolerance: float, what: str = "") -> None:
-    """Assert equality relative to the largest number: max |got - want| ≤ tolerance · max |want|."""
+def close(got: Any, want: Any, tolerance: float, what: str = "", least: float = 1e-30) -> None:
+    """Assert equality relative to the largest number: max |got - want| ≤ tolerance · max(max |want|, least)."""
     got, want = array(got), array(want)
     assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
     assert np.isfinite(got).all(), f"{what}: not finite"
-    error = np.abs(got - want).max() / max(np.abs(want).max(), 1e-30)
+    error = np.abs(got - want).max() / max(np.abs(want).max(), least)
+    record(what, error, tolerance)
     assert error <= tolerance, f"{what}: relative error {error:.2e} > {tolerance:.0e}"
+
+
+def equal(got: Any, want: Any, what: str = "") -> None:
+    """Assert that all numbers are the same; of two tensors, that their types are, too."""
+    if isinstance(got, torch.Tensor):
+        torch.testing.assert_close(got, want, rtol=0, atol=0, msg=lambda message: f"{what}: {message}")
+    else:
+        np.testing.assert_array_equal(got, want, err_msg=what)
+    record(what, 0.0, 0.0)
 
 
 CACHES = ("past_key_values", "cache_params", "cache")  # as different versions of transformers call it

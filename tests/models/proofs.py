@@ -1,4 +1,4 @@
-"""What is proved of every family, in words; each proof is one test (or a few) that asks the table for its cases."""
+"""What is proved of every family, in words; each proof is one test that asks the table for its cases."""
 
 from __future__ import annotations
 
@@ -54,3 +54,14 @@ PROOFS = {
     "end_of_text": Proof("rows end at the tokens transformers ends them at", "main", _WRITES),
     "right_padding": Proof("prompts padded right are continued as those padded left", "main", _WRITES),
 }
+
+# How docs/families.md arranges them.
+SECTIONS = {
+    "Forward pass": (
+        "outputs", "attentions", "padding", "base", "positions", "embeds", "segments", "tasks", "left_padding",
+    ),
+    "Training": ("gradients", "padding_token", "remat", "dropout", "fresh"),
+    "Caches and generation": ("cache", "mask_width", "gaps", "generate", "end_of_text", "right_padding"),
+    "Weights and devices": ("to_torch", "files", "bfloat16", "sharding"),
+    "Config and options": ("fields", "refused", "mechanisms", "sdpa"),
+}  # fmt: skip

@@ -15,6 +15,8 @@ FORWARD = 1e-4  # float32 in two libraries: sums in another order, through a doz
 SAME = 1e-5  # the same sums here, arranged otherwise
 
 
+@pytest.mark.proof("outputs")
+@pytest.mark.proof("attentions", of="attentions")
 @pytest.mark.parametrize(("family", "variant"), cases("outputs"))
 def test_logits_hidden_states_and_attentions(family: str, variant: str) -> None:
     case = pair(family, variant)
@@ -27,6 +29,7 @@ def test_logits_hidden_states_and_attentions(family: str, variant: str) -> None:
             assert any(name.endswith(part) for name in compared), f"{part} were not compared"
 
 
+@pytest.mark.proof("padding")
 @pytest.mark.parametrize(("family", "variant"), cases("padding"))
 def test_padded_equals_alone(family: str, variant: str) -> None:
     case = pair(family, variant)
@@ -43,6 +46,7 @@ def test_padded_equals_alone(family: str, variant: str) -> None:
             close(kept, alone, SAME, f"row {index} and alone")
 
 
+@pytest.mark.proof("base")
 @pytest.mark.parametrize(("family", "variant"), cases("base"))
 def test_base_model_loads_the_same_checkpoint(family: str, variant: str) -> None:
     case = pair(family, variant)
@@ -53,6 +57,7 @@ def test_base_model_loads_the_same_checkpoint(family: str, variant: str) -> None
     close(Jitted(ours)(**inputs).last_hidden_state, want, FORWARD)
 
 
+@pytest.mark.proof("positions")
 @pytest.mark.parametrize(("family", "variant"), cases("positions"))
 def test_positions(family: str, variant: str) -> None:
     case = pair(family, variant)
@@ -64,6 +69,7 @@ def test_positions(family: str, variant: str) -> None:
     assert (case.theirs(input_ids=ids).logits - want).abs().max() > 1e-2, "positions have no effect"
 
 
+@pytest.mark.proof("embeds")
 @pytest.mark.parametrize(("family", "variant"), cases("embeds"))
 def test_embeddings_in_place_of_tokens(family: str, variant: str) -> None:
     case = pair(family, variant)
@@ -73,6 +79,7 @@ def test_embeddings_in_place_of_tokens(family: str, variant: str) -> None:
     close(case.run(**embeds).logits, case.theirs(**embeds).logits, FORWARD)
 
 
+@pytest.mark.proof("segments")
 @pytest.mark.parametrize(("family", "variant"), cases("segments"))
 def test_packed_equals_alone(family: str, variant: str) -> None:
     case = pair(family, variant)
@@ -84,6 +91,7 @@ def test_packed_equals_alone(family: str, variant: str) -> None:
             close(packed[row, part], alone, FORWARD, f"row {row}, segment {part}")
 
 
+@pytest.mark.proof("gradients")
 @pytest.mark.parametrize(("family", "variant"), cases("gradients"))
 def test_loss_and_gradients(family: str, variant: str) -> None:
     case = pair(family, variant)
@@ -106,11 +114,10 @@ def test_loss_and_gradients(family: str, variant: str) -> None:
             assert not named[name].any(), name
             continue
         # A gradient that is next to nothing is compared with the others' size.
-        scale = max(float(parameter.grad.abs().max()), 1e-3 * largest)
-        error = float((named[name] - parameter.grad).abs().max()) / scale
-        assert error <= FORWARD, f"{name}: relative error {error:.2e}"
+        close(named[name], parameter.grad, FORWARD, name, least=1e-3 * largest)
 
 
+@pytest.mark.proof("padding_token")
 @pytest.mark.parametrize(("family", "variant"), cases("padding_token"))
 def test_padding_token_s_embedding_is_not_trained(family: str, variant: str) -> None:
     """transformers' embedding takes no gradient at its `padding_idx`, if it has one, wherever the token stands."""

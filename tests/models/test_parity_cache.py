@@ -37,6 +37,7 @@ def run_in_parts(
     return np.concatenate(parts, axis=1)
 
 
+@pytest.mark.proof("cache")
 @pytest.mark.parametrize(("family", "variant"), cases("cache"))
 def test_cached_equals_uncached(family: str, variant: str) -> None:
     case = pair(family, variant)
@@ -52,6 +53,7 @@ def test_cached_equals_uncached(family: str, variant: str) -> None:
         close(got[mask == 1], want[mask == 1], SAME, mode)
 
 
+@pytest.mark.proof("mask_width")
 @pytest.mark.parametrize(("family", "variant"), cases("mask_width"))
 def test_mask_of_the_full_width(family: str, variant: str) -> None:
     case = pair(family, variant)
@@ -61,6 +63,7 @@ def test_mask_of_the_full_width(family: str, variant: str) -> None:
     close(got[mask == 1], want[mask == 1], SAME)
 
 
+@pytest.mark.proof("gaps")
 @pytest.mark.parametrize(("family", "variant"), cases("gaps"))
 def test_padding_between_tokens(family: str, variant: str) -> None:
     """Masked tokens inside a continuation (right padding of a chunk) leave the others as they are."""

@@ -33,6 +33,7 @@ def test_the_table_names_every_field(name: str) -> None:
     assert not set(family.fields) & set(family.inert)
 
 
+@pytest.mark.proof("fields")
 @pytest.mark.parametrize(("family", "variant", "field"), PERTURBED)
 def test_a_changed_field_has_transformers_effect(family: str, variant: str, field: str) -> None:
     changes = dict(FAMILIES[family].fields[field])
@@ -54,6 +55,7 @@ def differs(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape != other.shape or float((one - other).abs().max() / other.abs().max()) > 1e-3
 
 
+@pytest.mark.proof("fresh")
 @pytest.mark.parametrize(("family", "variant"), cases("fresh"))
 def test_fresh_weights_follow_initializer_range(family: str, variant: str) -> None:
     entry = FAMILIES[family]
@@ -82,6 +84,7 @@ def fresh(family: Family, side: str, config: dict[str, Any], seed: int) -> dict[
 REFUSED = [(family, *case) for family, _ in cases("refused") for case in FAMILIES[family].refused]
 
 
+@pytest.mark.proof("refused")
 @pytest.mark.parametrize(("family", "changes", "match"), REFUSED)
 def test_what_is_not_supported_is_refused(family: str, changes: dict[str, Any], match: str) -> None:
     entry = FAMILIES[family]

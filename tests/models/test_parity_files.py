@@ -13,21 +13,23 @@ import torch
 
 from easydel.paths import flatten
 from tests.models.inputs import as_torch
-from tests.models.pairs import Jitted, array, build_hf, close, load_hf, load_ours, pair
+from tests.models.pairs import Jitted, array, build_hf, close, equal, load_hf, load_ours, pair
 from tests.models.table import FAMILIES, cases
 
 MESHES = [(1, 8, 1, 1, 1), (2, 2, 1, 2, 1), (1, 2, 1, 4, 1), (1, 2, 1, 1, 4)]
 
 
+@pytest.mark.proof("to_torch")
 @pytest.mark.parametrize(("family", "variant"), cases("to_torch"))
 def test_to_torch_loads_strictly(family: str, variant: str) -> None:
     case = pair(family, variant)
     other = build_hf(case.family, case.task, {**case.family.config, **case.variant.config}, seed=1)
     other.load_state_dict(case.ours.to_torch(), strict=True)
     for name, tensor in case.hf.state_dict().items():
-        torch.testing.assert_close(other.state_dict()[name], tensor, rtol=0, atol=0)
+        equal(other.state_dict()[name], tensor, name)
 
 
+@pytest.mark.proof("files")
 @pytest.mark.parametrize("size", ["5GB", "8KB"])
 @pytest.mark.parametrize(("family", "variant"), cases("files"))
 def test_saved_here_loads_there_and_here(family: str, variant: str, size: str, tmp_path: Path) -> None:
@@ -36,10 +38,10 @@ def test_saved_here_loads_there_and_here(family: str, variant: str, size: str, t
     assert (tmp_path / "model.safetensors").exists() == (size == "5GB")
     hf, again = load_hf(case.family, case.task, tmp_path), load_ours(case.family, case.task, tmp_path)
     for name, tensor in case.hf.state_dict().items():
-        torch.testing.assert_close(hf.state_dict()[name], tensor, rtol=0, atol=0)
+        equal(hf.state_dict()[name], tensor, name)
     inputs = as_torch(case.inputs(case.ids(2, 9)))
     with torch.no_grad():
-        torch.testing.assert_close(hf(**inputs).logits, case.hf(**inputs).logits, rtol=0, atol=0)
+        equal(hf(**inputs).logits, case.hf(**inputs).logits, "logits")
     identical(case.ours, again)
     assert again.config == case.ours.config
     assert not set(type(again.config).runtime_fields) & set(json.loads((tmp_path / "config.json").read_text()))
@@ -50,9 +52,10 @@ def identical(one: object, two: object) -> None:
     assert left.keys() == right.keys()
     for path in left:
         assert left[path].dtype == right[path].dtype, path
-        np.testing.assert_array_equal(left[path], right[path], err_msg=path)
+        equal(left[path], right[path], path)
 
 
+@pytest.mark.proof("bfloat16")
 @pytest.mark.parametrize(("family", "variant"), cases("bfloat16"))
 def test_bfloat16(family: str, variant: str, tmp_path: Path) -> None:
     case = pair(family, variant)
@@ -63,7 +66,7 @@ def test_bfloat16(family: str, variant: str, tmp_path: Path) -> None:
     hf = load_hf(case.family, case.task, tmp_path)
     assert hf.dtype == torch.bfloat16
     for name, tensor in case.hf.state_dict().items():
-        torch.testing.assert_close(hf.state_dict()[name], tensor.bfloat16(), rtol=0, atol=0)
+        equal(hf.state_dict()[name], tensor.bfloat16(), name)
     inputs = case.inputs(case.ids(2, 9))
     got = Jitted(again)(**inputs).logits
     assert str(got.dtype) == "bfloat16"
@@ -80,6 +83,7 @@ def meshes() -> list[tuple[str, str, tuple[int, ...]]]:
     ]
 
 
+@pytest.mark.proof("sharding")
 @pytest.mark.parametrize(("family", "variant", "dims"), meshes())
 def test_sharded_equals_unsharded(family: str, variant: str, dims: tuple[int, ...]) -> None:
     case = pair(family, variant)
@@ -98,6 +102,4 @@ def test_sharded_equals_unsharded(family: str, variant: str, dims: tuple[int, ..
     close(loss, want_loss, 1e-5, "loss")
     largest = max(np.abs(array(g)).max() for g in flatten(want).values())
     for path, gradient in flatten(gradients).items():
-        reference = array(flatten(want)[path])
-        scale = max(np.abs(reference).max(), 1e-3 * largest)
-        assert np.abs(array(gradient) - reference).max() <= 1e-4 * scale, path  # sums over devices, backwards too
+        close(gradient, flatten(want)[path], 1e-4, path, least=1e-3 * largest)  # sums over devices, backwards too

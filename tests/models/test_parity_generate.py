@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.models.inputs import pad
-from tests.models.pairs import Pair, pair
+from tests.models.pairs import Pair, equal, pair
 from tests.models.table import cases
 
 STEPS = 32
@@ -43,15 +43,17 @@ def ours(case: Pair, ids: np.ndarray, mask: np.ndarray, **options: Any) -> np.nd
     return np.asarray(case.ours.generate(ids, attention_mask=mask, **options).sequences)
 
 
+@pytest.mark.proof("generate")
 @pytest.mark.parametrize(("family", "variant"), cases("generate"))
 def test_greedy(family: str, variant: str) -> None:
     case = pair(family, variant)
     ids, mask = prompts(case)
     want = theirs(case, ids, mask)
     assert len(np.unique(want[:, case.prompt_width(ids) :])) > 5, "a constant sequence tests nothing"
-    np.testing.assert_array_equal(ours(case, ids, mask), want)
+    equal(ours(case, ids, mask), want)
 
 
+@pytest.mark.proof("end_of_text")
 @pytest.mark.parametrize(("family", "variant"), cases("end_of_text"))
 def test_end_of_text(family: str, variant: str) -> None:
     case = pair(family, variant)
@@ -66,10 +68,11 @@ def test_end_of_text(family: str, variant: str) -> None:
         {"eos_token_id": [int(t) for t in free[:, begin + 2]]},
     ):
         want = theirs(case, ids, mask, **options)
-        np.testing.assert_array_equal(ours(case, ids, mask, **options), want, err_msg=str(options))
+        equal(ours(case, ids, mask, **options), want, str(options))
     assert want.shape[1] < begin + STEPS, "no row ended early"
 
 
+@pytest.mark.proof("right_padding")
 @pytest.mark.parametrize(("family", "variant"), cases("right_padding"))
 def test_right_padding_equals_left(family: str, variant: str) -> None:
     case = pair(family, variant)
@@ -79,8 +82,8 @@ def test_right_padding_equals_left(family: str, variant: str) -> None:
     left_tokens = ours(case, ids, mask)[:, begin:]
     out = ours(case, right, right_mask)
     if begin == 7:
-        np.testing.assert_array_equal(out[:, :7], right)
-    np.testing.assert_array_equal(out[:, begin:], left_tokens)
+        equal(out[:, :7], right)
+    equal(out[:, begin:], left_tokens)
 
 
 def test_attention_mask_is_made_of_ones_if_not_given() -> None:

@@ -25,6 +25,7 @@ def logits_of(family: str, variant: str, mechanism: str) -> np.ndarray:
     return np.asarray(Jitted(model)(**case.inputs(ids, mask)).logits)[mask == 1]
 
 
+@pytest.mark.proof("mechanisms")
 @pytest.mark.parametrize(("family", "variant"), cases("mechanisms"))
 def test_attention_mechanisms_agree(family: str, variant: str) -> None:
     want = logits_of(family, variant, "vanilla")
@@ -32,11 +33,13 @@ def test_attention_mechanisms_agree(family: str, variant: str) -> None:
         close(logits_of(family, variant, mechanism), want, SAME, mechanism)
 
 
+@pytest.mark.proof("sdpa")
 @pytest.mark.parametrize(("family", "variant"), cases("sdpa"))
 def test_jax_s_own_attention_agrees(family: str, variant: str) -> None:
     close(logits_of(family, variant, "sdpa"), logits_of(family, variant, "vanilla"), SAME)
 
 
+@pytest.mark.proof("remat")
 @pytest.mark.parametrize(("family", "variant"), cases("remat"))
 def test_remat_changes_no_gradient(family: str, variant: str) -> None:
     check_remat(pair(family, variant), "full")
@@ -63,6 +66,7 @@ def check_remat(case: Pair, policy: str) -> None:
             close(named[name], tensor, SAME, f"{policy}: {name}")
 
 
+@pytest.mark.proof("dropout")
 @pytest.mark.parametrize(("family", "variant"), cases("dropout"))
 def test_dropout_is_active_in_training_only(family: str, variant: str) -> None:
     rates = FAMILIES[family].dropout

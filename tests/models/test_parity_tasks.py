@@ -20,6 +20,8 @@ OTHERS = [
 PADDED_LEFT = cases("left_padding")
 
 
+@pytest.mark.proof("tasks")
+@pytest.mark.proof("left_padding", of="left=True")
 @pytest.mark.parametrize(("family", "variant", "task"), OTHERS)
 def test_other_tasks(family: str, variant: str, task: str) -> None:
     case = pair(family, variant, task, **({} if task == "question-answering" else FIELDS))

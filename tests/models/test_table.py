@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from easydel.infra import registry
-from tests.models.proofs import PROOFS
+from tests.models.proofs import PROOFS, SECTIONS
 from tests.models.table import FAMILIES, Family, cases
 
 TESTS = "\n".join(file.read_text() for file in Path(__file__).parent.glob("test_parity*.py"))
@@ -22,7 +22,12 @@ def test_every_built_in_family_stands_in_the_table_with_its_tasks() -> None:
 @pytest.mark.parametrize("proof", PROOFS)
 def test_every_proof_is_a_test_and_run_somewhere(proof: str) -> None:
     assert f'cases("{proof}")' in TESTS
+    assert TESTS.count(f'proof("{proof}"') == 1, "the mark by which its measurements are known"
     assert cases(proof)
+
+
+def test_every_proof_has_one_place_in_the_document() -> None:
+    assert sorted(proof for proofs in SECTIONS.values() for proof in proofs) == sorted(PROOFS)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
