@@ -6,7 +6,7 @@ PIP     = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet 
 INPUTS  = pyproject.toml constraints.txt hatch_build.py $(wildcard easydel/native/*.cc easydel/native/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test families lint format clean
 
 help:  ## Say what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,9 @@ demo: $(VENV)/.demo-ready  ## Load, generate, fine-tune, save and reload the emb
 
 test: $(VENV)/.test-ready  ## Run the tests (ARGS="-k name" selects some)
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+families: $(VENV)/.test-ready  ## Prove every family and write what was measured into docs/families.md (minutes)
+	$(VENV)/bin/python -m tests.models.families --jobs $(JOBS)
 
 lint: $(VENV)/.test-ready  ## Check style, formatting and types
 	$(VENV)/bin/ruff check .
