@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -17,14 +18,22 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
     "gelu_fast": functools.partial(jax.nn.gelu, approximate=True),
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_python": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_python_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_accurate": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_10": lambda x: jnp.clip(jax.nn.gelu(x, approximate=False), -10, 10),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
     "relu6": jax.nn.relu6,
     "leaky_relu": jax.nn.leaky_relu,
+    "hardswish": jax.nn.hard_swish,
+    "laplace": lambda x: 0.5 * (1 + jax.lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2)))),  # arXiv:2209.10655
     "mish": jax.nn.mish,
     "sigmoid": jax.nn.sigmoid,
     "tanh": jnp.tanh,
+    # Not of 0, where the slope of a root is infinite.
+    "sqrtsoftplus": lambda x: jnp.sqrt(jnp.maximum(jax.nn.softplus(x), jnp.finfo(x.dtype).tiny)),
     "linear": lambda x: x,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -97,6 +98,16 @@ def test_activations_are_transformers_own(name: str) -> None:
     x = np.linspace(-8, 8, 161, dtype=np.float32)
     want = ACT2FN[name](torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(activation(name)(jnp.asarray(x)), want, atol=2e-6, rtol=2e-6)
+
+
+def test_every_activation_of_transformers_without_weights_is_known() -> None:
+    assert set(ACT2FN) - set(ACTIVATIONS) == {"prelu", "xielu"}
+
+
+def test_activations_have_finite_slopes_everywhere() -> None:
+    x = jnp.asarray([-1e4, -100.0, 0.0, 100.0, 1e4])
+    for name, act in ACTIVATIONS.items():
+        assert np.isfinite(jax.vmap(jax.grad(act))(x)).all(), name
 
 
 def test_an_unknown_activation_raises() -> None:
