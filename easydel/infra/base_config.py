@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -123,6 +123,14 @@ class EasyDeLBaseConfig(PreTrainedConfig):
     def get_partition_rules(self) -> PartitionRules | None:
         """Return `(regex, PartitionSpec)` rules for the parameters; `None` has them inferred from the layers."""
         return None
+
+    def follow_tensors(self, names: Collection[str], given: Collection[str]) -> None:
+        """Set the fields that a checkpoint answers by its tensors, not in `config.json`: here none.
+
+        Args:
+            names: of the checkpoint's tensors.
+            given: fields that the caller set, which stay as they are.
+        """
 
     def to_dict(self) -> dict[str, Any]:
         """Return the Hugging Face fields as a dictionary that `json` can write (no runtime settings)."""

@@ -115,6 +115,8 @@ def load_pretrained(
     table = checkpoint_table(directory)
     if own:
         check_depth(config, len(table), directory / CONFIG)
+        if hasattr(config, "follow_tensors"):
+            config.follow_tensors(table.keys(), overrides.keys())
     compute = dtype or param_dtype or checkpoint_dtype(table)
     placed_on: jax.sharding.Mesh = config.mesh if mesh is None and shard else mesh  # type: ignore[assignment]
     key = None if rngs is None else rngs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -47,6 +48,11 @@ class T5Config(EasyDeLBaseConfig, transformers.T5Config):
         super().__post_init__(**kwargs)
         # transformers sets it to True, and finds an untied head by the tensors of a file: here the config says it.
         self.tie_word_embeddings = tied
+
+    def follow_tensors(self, names: Collection[str], given: Collection[str]) -> None:
+        """Read a head of its own from a file that has one, if outputs are not scaled: transformers writes "tied"."""
+        if "tie_word_embeddings" not in given and not self.scale_decoder_outputs and "lm_head.weight" in names:
+            self.tie_word_embeddings = False
 
     def get_partition_rules(self) -> PartitionRules:
         """Split heads and MLP over `tp`, the other side over `fsdp`."""

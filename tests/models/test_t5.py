@@ -59,6 +59,14 @@ def test_an_untied_head_as_in_the_published_checkpoints_of_version_1_1(case: Pai
     torch.testing.assert_close(again.lm_head.weight, head, rtol=0, atol=0)
     other = easydel.T5ForConditionalGeneration.from_pretrained(tmp_path / "again")
     assert other.config == ours.config
+
+    write(hf, tmp_path / "theirs")  # its config says that the head is tied
+    assert json.loads((tmp_path / "theirs" / "config.json").read_text())["tie_word_embeddings"] is True
+    other = easydel.T5ForConditionalGeneration.from_pretrained(tmp_path / "theirs")
+    np.testing.assert_array_equal(other.lm_head.kernel.get_value().T, head)
+    assert other.config == ours.config
+    with pytest.raises(easydel.CheckpointError, match="differs from the tensor"):
+        easydel.T5ForConditionalGeneration.from_pretrained(tmp_path / "theirs", tie_word_embeddings=True)
     copied = copy.deepcopy(hf)
     copied.load_state_dict(ours.to_torch(), strict=True)
 
