@@ -104,6 +104,7 @@ def prepare_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         else:
             prepared[name] = _as_arrays(value)
     _check_tokens(model, prepared)
+    _check_positions(model, prepared)
     return prepared
 
 
@@ -125,6 +126,25 @@ def _check_tokens(model: Any, inputs: Mapping[str, Any]) -> None:
         check_token_range(ids, getattr(model.config, "vocab_size", None))
         if mask is not None and (mask.ndim != 2 or mask.shape[0] != ids.shape[0] or mask.shape[1] < ids.shape[1]):
             raise ValueError(f"{side}attention_mask {list(mask.shape)} does not fit {side}input_ids {list(ids.shape)}")
+
+
+def check_length(model: Any, length: int) -> None:
+    """Raise if `length` tokens in a row are more than the model has positions for."""
+    longest = getattr(model, "longest_sequence", None)
+    if longest is not None and length > longest:
+        raise ValueError(
+            f"{type(model).__name__} has {longest} positions; {length} tokens do not fit: shorten the sequence"
+        )
+
+
+def _check_positions(model: Any, inputs: Mapping[str, Any]) -> None:
+    """Raise if a row has more tokens than there are positions: those beyond would be looked up as NaN."""
+    mask = inputs.get("attention_mask")
+    if mask is None or isinstance(mask, jax.core.Tracer) or {"position_ids", "segment_ids", "cache"} & inputs.keys():
+        return  # without a mask the forward pass itself checks
+    if np.ndim(mask) != 2:
+        return  # the forward pass refuses it
+    check_length(model, int(np.count_nonzero(mask, axis=1).max(initial=0)))
 
 
 def check_token_range(ids: Any, vocab_size: int | None) -> None:

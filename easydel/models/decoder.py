@@ -13,10 +13,11 @@ from jax.sharding import PartitionSpec
 from easydel.caching import Cache
 from easydel.errors import UnsupportedError
 from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.infra.forward import check_length
 from easydel.layers import Embed, LayerInputs, LayerStack, RMSNorm, RotaryEmbedding
 from easydel.layers.linear import normal_init
 from easydel.layers.stack import StackOutput
-from easydel.models.inputs import check_length, embed_or_take, extras_asked, place_tokens
+from easydel.models.inputs import embed_or_take, extras_asked, place_tokens
 from easydel.outputs import BaseModelOutput
 from easydel.sharding import PartitionRules
 

@@ -11,9 +11,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.infra.forward import check_length
 from easydel.layers import Embed, LayerInputs, LayerStack
 from easydel.layers.linear import normal_init
-from easydel.models.inputs import check_length, embed_or_take, extras_asked, place_tokens
+from easydel.models.inputs import embed_or_take, extras_asked, place_tokens
 from easydel.outputs import BaseModelOutput
 from easydel.sharding import PartitionRules
 

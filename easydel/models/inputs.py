@@ -50,15 +50,6 @@ def embed_or_take(
     return embed(ids)
 
 
-def check_length(model: Any, length: int) -> None:
-    """Raise if `length` tokens in a row are more than the model has positions for."""
-    if model.longest_sequence is not None and length > model.longest_sequence:
-        raise ValueError(
-            f"{type(model).__name__} has {model.longest_sequence} positions; {length} tokens do not fit: shorten the "
-            "sequence"
-        )
-
-
 def place_tokens(
     attention_mask: jax.Array | None, segment_ids: jax.Array | None, cache: Cache | None, batch: int, length: int
 ) -> tuple[Cache | None, AttentionMask, jax.Array | None, jax.Array]:

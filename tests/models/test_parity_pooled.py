@@ -182,8 +182,11 @@ def test_sequences_longer_than_the_positions_are_refused() -> None:
     case = bert("masked-lm")
     with pytest.raises(ValueError, match="has 64 positions; 65 tokens do not fit"):
         case.ours(input_ids=int32(case.ids(1, 65)))
+    with pytest.raises(ValueError, match="has 64 positions; 65 tokens do not fit"):
+        case.ours.prepare_inputs_for_call(**case.inputs(case.ids(2, 65), np.ones((2, 65), np.int32)))
     ids, mask = pad(case.rows((5,)), 80, left=False)  # padding may stand beyond them
-    assert np.isfinite(case.run(**case.inputs(ids, mask)).logits).all()
+    inputs = case.ours.prepare_inputs_for_call(**case.inputs(ids, mask))
+    assert np.isfinite(case.run(**inputs).logits).all()
 
 
 def test_flops_are_the_formula() -> None:
