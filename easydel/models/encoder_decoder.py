@@ -74,7 +74,8 @@ class EncoderDecoder(EasyDeLBaseModule):
             decoder_attention_mask: 0 where a token of the decoder is padding, `[batch, target]`.
             inputs_embeds: `[batch, source, hidden]`, in place of `input_ids`.
             decoder_inputs_embeds: `[batch, target, hidden]`, in place of `decoder_input_ids`.
-            encoder_outputs: what `encode` returned, or the states `[batch, source, hidden]` alone: no encoder is run.
+            encoder_outputs: what `encode` returned, or the states `[batch, source, hidden]` alone (or first in a
+                tuple): no encoder is run.
             cache: of the decoder, from `init_operations_cache`, or an earlier output.
             output_hidden_states: also return the embeddings and each layer's output; `None`: as the config says.
             output_attentions: also return the attention weights; `None`: as the config says.
@@ -90,7 +91,9 @@ class EncoderDecoder(EasyDeLBaseModule):
         elif isinstance(encoder_outputs, BaseModelOutput):
             encoded = encoder_outputs
         else:
-            encoded = BaseModelOutput(last_hidden_state=jnp.asarray(encoder_outputs).astype(self.dtype))
+            # In a tuple, as transformers gives them, the states come first.
+            states = encoder_outputs[0] if isinstance(encoder_outputs, tuple) else encoder_outputs
+            encoded = BaseModelOutput(last_hidden_state=jnp.asarray(states).astype(self.dtype))
         decoded = self.decode(
             decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds, encoded, attention_mask, cache, *flags
         )
@@ -157,6 +160,8 @@ def _source_valid(states: jax.Array | None, attention_mask: jax.Array | None, ba
     """Return which of the encoder's states hold a token, bool `[batch, source]`; `None`: all, or a cache knows."""
     if states is None:
         return None
+    if states.ndim != 3:
+        raise ValueError(f"encoder_outputs must be states [batch, source, hidden], got shape {states.shape}")
     if states.shape[0] != batch:
         raise ValueError(f"the encoder's states have {states.shape[0]} rows, the decoder's input has {batch}")
     if attention_mask is None:

@@ -48,7 +48,7 @@ def test_encoder_outputs_stand_for_the_encoder(case: Pair) -> None:
     whole = case.ours(**inputs, output_hidden_states=True)
     encoded = case.ours.base_model.encode(ids, mask, output_hidden_states=True)
     del inputs["input_ids"]
-    for given in (encoded, encoded.last_hidden_state):
+    for given in (encoded, encoded.last_hidden_state, (encoded.last_hidden_state,)):
         close(case.ours(**inputs, encoder_outputs=given).logits, whole.logits, 1e-6)
     again = case.ours(**inputs, encoder_outputs=encoded, output_hidden_states=True)
     assert len(again.encoder_hidden_states) == len(whole.encoder_hidden_states)
@@ -124,6 +124,7 @@ def test_what_does_not_fit_is_refused(case: Pair) -> None:
         ("neither", {"decoder_input_ids": ids}),
         ("decoder_input_ids or decoder_inputs_embeds, got neither", {"input_ids": ids}),
         ("3 rows", {"encoder_outputs": encoded, "decoder_input_ids": ids}),
+        ("encoder_outputs must be", {"encoder_outputs": [encoded.last_hidden_state], "decoder_input_ids": ids}),
         ("attention_mask", {"input_ids": ids, "decoder_input_ids": ids, "attention_mask": np.ones((2, 4))}),
         ("attention_mask", {"input_ids": ids, "decoder_input_ids": ids, "decoder_attention_mask": np.ones((2, 4))}),
     ):
