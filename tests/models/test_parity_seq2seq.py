@@ -39,6 +39,7 @@ def test_labels_shifted_right_are_the_decoder_s_inputs(family: str) -> None:
     want, got = case.theirs(**inputs), case.run(**inputs)
     close(got.logits, want.logits, 1e-4, "logits")
     close(got.loss, want.loss, 1e-5, "loss")
+    close(case.ours.compute_loss(**inputs)[0], want.loss, 1e-5, "compute_loss")
     np.testing.assert_array_equal(case.ours.shift_right(labels)[0], [5, *labels[0, :2], 2, *labels[0, 3:5]])
 
 

@@ -43,6 +43,13 @@ class Seq2SeqLM(TaskModule):
         )
         return Seq2SeqLMOutput(logits=self.compute_logits(out.last_hidden_state), **out.carried())
 
+    def compute_loss(self, *, labels: Any, logits: Any = None, config: Any = None, **inputs: Any) -> tuple[Any, Any]:
+        """Compute the loss; as in the forward pass, labels also give the decoder's inputs where nothing else does."""
+        beginnings = ("decoder_input_ids", "decoder_inputs_embeds")
+        if logits is None and all(inputs.get(name) is None for name in beginnings):
+            inputs["decoder_input_ids"] = self.shift_right(labels)
+        return super().compute_loss(labels=labels, logits=logits, config=config, **inputs)
+
     def compute_logits(self, hidden: jax.Array) -> jax.Array:
         """Map the decoder's states `[..., hidden]` to logits `[..., vocab]`."""
         if self.config.tie_word_embeddings:
