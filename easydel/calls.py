@@ -6,6 +6,10 @@ import inspect
 from typing import Any
 
 import jax
+from flax import nnx
+
+from easydel.errors import UnsupportedError
+from easydel.paths import named_variables
 
 LOSS_ARGUMENTS = ("labels", "start_positions", "end_positions", "loss_config")
 _KINDS = inspect.Parameter
@@ -61,3 +65,14 @@ def logits_of(outputs: Any) -> jax.Array:
             "for losses and generation (a backbone alone has none)"
         )
     return logits
+
+
+def refuse_shapes(module: nnx.Module, what: str, error: Exception | None = None) -> None:
+    """Raise `UnsupportedError` if a module holds shapes in place of arrays: `what` needs numbers."""
+    values = (variable.get_value() for variable in named_variables(module).values())
+    if any(isinstance(value, jax.ShapeDtypeStruct) for value in values):
+        name = type(module).__name__
+        raise UnsupportedError(
+            f"{what} is not supported by a {name} of shapes only (lazy_init): make it with "
+            f"{name}.sharded_init(config, mesh, rngs=…), or load it with {name}.from_pretrained(…)"
+        ) from error

@@ -98,9 +98,23 @@ def generate(
 def inspect_checkpoint(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="DIR_OR_ID", help="Folder or Hub id of a checkpoint.")],
+    sharding: Annotated[bool, typer.Option("--sharding", help="Show which rule splits what, and why.")] = False,
+    mesh: Annotated[
+        str | None,
+        typer.Option(metavar="AXIS=SIZE,…", help="Mesh for --sharding, such as fsdp=4,tp=2; it need not exist here."),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Draw the sharding into a .png or .html file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the sharding as JSON.")] = False,
 ) -> None:
     """Show a checkpoint's configuration, parameters and memory; weights are not read."""
     with _one_line_errors(context):
-        from easydel.cli.inspect import run_inspect
+        from easydel.cli.inspect import run_inspect, run_sharding
 
-        run_inspect(model)
+        if sharding:
+            run_sharding(model, mesh, picture=picture, as_json=as_json)
+        elif mesh is not None or picture is not None or as_json:
+            raise ValueError("--mesh, --picture and --json go with --sharding")
+        else:
+            run_inspect(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,44 @@ def run_inspect(source: str) -> None:
     console.print(parameter_table(group_parameters(arrays, specs)))
     console.print()
     console.print(memory_table(config, tensors))
+
+
+def run_sharding(source: str, mesh: str | None, *, picture: Path | None = None, as_json: bool = False) -> None:
+    """Print what the partition rules of a checkpoint's family make of it on a mesh, and why.
+
+    Args:
+        source: a folder or a Hub id; of a Hub id only the config and the headers are fetched.
+        mesh: such as `fsdp=4,tp=2`; the mesh need not exist here.
+        picture: a `.png` or `.html` file to draw it into.
+        as_json: print a dictionary instead of tables.
+    """
+    from easydel.sharding import parse_mesh
+    from easydel.sharding.explain_text import WIDTH, tables
+
+    if mesh is None:
+        raise ValueError("--sharding needs a mesh: --mesh fsdp=4,tp=2")
+    parsed = parse_mesh(mesh)
+    explanation = as_stored(read_config(source), read_tensors(source)).explain_sharding(mesh=parsed)
+    if picture is not None:
+        explanation.save(picture)
+    if as_json:
+        print(json.dumps(explanation.to_dict(), indent=2))
+    else:
+        width = None if sys.stdout.isatty() else WIDTH  # a file or pipe needs no fitting in
+        Console(highlight=False, width=width).print(tables(explanation))
+
+
+def as_stored(config: Any, tensors: Mapping[str, Any]) -> Any:
+    """Return the model of shapes, each parameter in the dtype in which it is stored."""
+    from easydel.infra.construct import abstract_module
+    from easydel.paths import named_variables
+
+    model = abstract_module(model_class(config), config)
+    stored, _ = by_parameter(config, tensors)
+    for path, variable in named_variables(model).items():
+        if path in stored:
+            variable.set_value(jax.ShapeDtypeStruct(variable.get_value().shape, stored[path].dtype))
+    return model
 
 
 def read_config(source: str) -> Any:

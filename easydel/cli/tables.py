@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,9 @@ import numpy as np
 from rich.table import Table
 
 from easydel.paths import flatten
+from easydel.sharding.explain_text import bytes_text, over_layers, spec_text
+
+__all__ = ["ParameterGroup", "bytes_text", "count_text", "group_parameters", "parameter_table", "spec_text"]
 
 
 @dataclass
@@ -48,16 +50,10 @@ def group_parameters(arrays: Mapping[str, Any], specs: Mapping[str, Any]) -> lis
     flat_specs = flatten(specs)
     groups: dict[tuple[Any, ...], ParameterGroup] = {}
     for path, array in flatten(arrays).items():
-        pattern = re.sub(r"(?<=/)\d+(?=/)", "*", path)
+        pattern = over_layers(path)
         key = (pattern, tuple(array.shape), str(array.dtype), spec_text(flat_specs.get(path)))
         groups.setdefault(key, ParameterGroup(*key)).count += 1
     return list(groups.values())
-
-
-def spec_text(spec: Any) -> str:
-    """Return a `PartitionSpec` the way one would say it: `fsdp, tp`, or `whole` if nothing is split."""
-    parts = ["+".join(axis) if isinstance(axis, tuple) else str(axis or "·") for axis in spec or ()]
-    return ", ".join(parts) if any(part != "·" for part in parts) else "whole"
 
 
 def parameter_table(groups: list[ParameterGroup], title: str | None = None) -> Table:
@@ -86,11 +82,3 @@ def count_text(count: float) -> str:
         if count >= limit:
             return f"{count / limit:.3g} {unit}"
     return f"{count:.0f}"
-
-
-def bytes_text(count: float) -> str:
-    """Return a number of bytes in decimal units: `8.3 MB`."""
-    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= limit:
-            return f"{count / limit:.1f} {unit}"
-    return f"{count:.0f} B"

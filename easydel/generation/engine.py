@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from easydel.calls import takes
+from easydel.calls import refuse_shapes, takes
 from easydel.errors import UnsupportedError
 from easydel.generation.loop import Progress, begin, cached_loop
 from easydel.generation.options import GenerationOptions, resolve_options
@@ -86,8 +86,18 @@ def _start(model: Any, prompt: Prompt, options: GenerationOptions) -> Advance:
     """Split the model once and return the function that makes tokens."""
     parts = split_again(model)
     if takes(model, "cache"):
-        return _with_cache(parts, prompt, options)
-    return _with_recompute(model, parts, prompt.ids, prompt.mask, options)
+        advance = _with_cache(parts, prompt, options)
+    else:
+        advance = _with_recompute(model, parts, prompt.ids, prompt.mask, options)
+
+    def checked(limit: int) -> Progress:
+        try:
+            return advance(limit)
+        except TypeError as error:
+            refuse_shapes(model, "generation", error)
+            raise
+
+    return checked
 
 
 def _with_cache(parts: Any, given: Prompt, options: GenerationOptions) -> Advance:

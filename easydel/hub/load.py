@@ -18,6 +18,7 @@ from easydel.hub.place import place_link
 from easydel.hub.resolve import checkpoint_table
 from easydel.hub.safetensors import TensorEntry
 from easydel.paths import named_modules, named_variables
+from easydel.sharding import create_arrays
 
 M = TypeVar("M", bound=nnx.Module)
 Shardings = Callable[[Any], Mapping[str, jax.sharding.Sharding]]
@@ -106,18 +107,18 @@ def _initialise(
     dtypes: Mapping[str, Any],
     placements: Mapping[str, jax.sharding.Sharding],
 ) -> tuple[dict[str, jax.Array], dict[tuple[str, str], jax.Array]]:
-    """Run `build` compiled, keeping only the named outputs, so that XLA drops all other initialisers."""
+    """Run `build`, keeping only the named outputs: what else it would make is left out."""
 
-    def only() -> tuple[list[jax.Array], list[jax.Array]]:
+    def only() -> list[jax.Array]:
         module = build()
         variables, modules = named_variables(module), named_modules(module)
         kept = [variables[path].get_value() for path in paths]
         kept = [x if x.dtype == dtypes[path] else x.astype(dtypes[path]) for x, path in zip(kept, paths, strict=True)]
-        return kept, [getattr(modules[path], name) for path, name in plain]
+        return kept + [getattr(modules[path], name) for path, name in plain]
 
-    places = ([placements.get(path) for path in paths], [None for _ in plain])
-    kept, extra = jax.jit(only, out_shardings=places)() if placements else jax.jit(only)()
-    return dict(zip(paths, kept, strict=True)), dict(zip(plain, extra, strict=True))
+    names = [*paths, *(f"{path}/{name}" if path else name for path, name in plain)]
+    made = create_arrays(only, [placements.get(name) for name in names])
+    return dict(zip(paths, made, strict=False)), dict(zip(plain, made[len(paths) :], strict=True))
 
 
 class _Bar:

@@ -11,13 +11,22 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from easydel.calls import logits_of, takes
-from easydel.infra import flops, forward, functional, parts, placing, resizing, views
+from easydel.infra import creation, flops, forward, functional, parts, placing, resizing, views
 from easydel.infra.mixins.bridge import EasyBridgeMixin
 from easydel.infra.mixins.generation import EasyGenerationMixin
 from easydel.infra.mixins.operation_cache import OperationCacheMixin
 from easydel.loss import LossConfig, task_loss
 from easydel.paths import detached, flatten, named_modules, named_variables, nest, split
-from easydel.sharding import PartitionRules, gather, match_rules, named_shardings
+from easydel.sharding import (
+    AnyMesh,
+    PartitionRules,
+    ShardingExplanation,
+    check_mesh,
+    gather,
+    match_rules,
+    place,
+    rule_shardings,
+)
 
 if TYPE_CHECKING:
     import optax
@@ -62,7 +71,7 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
         self.dtype = jnp.dtype(dtype or jnp.float32)
         self.param_dtype = jnp.dtype(param_dtype or jnp.float32)
         self.precision = precision
-        self.last_mesh: Mesh | None = None
+        self.last_mesh: AnyMesh | None = None
         self.is_sharded = False
 
     def _snapshot(self) -> None:
@@ -96,7 +105,7 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
     @property
     def mesh(self) -> Mesh:
         """The mesh the model was last sharded on, else the config's."""
-        return self.config.mesh if self.last_mesh is None else self.last_mesh
+        return self.config.mesh if self.last_mesh is None else self.last_mesh  # type: ignore[return-value]
 
     @property
     def module_dtype(self) -> jnp.dtype:
@@ -191,6 +200,64 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
         rules = self._get_partition_rules() if partition_rules is None else partition_rules
         return self._place(placing.module_shardings(self, rules, mesh, strict=strict), mesh)
 
+    def explain_sharding(
+        self, rules: PartitionRules | None = None, mesh: AnyMesh | Mapping[str, int] | None = None
+    ) -> ShardingExplanation:
+        """Say what `shard_model(rules, mesh)` makes of every parameter, and why; nothing is allocated or moved.
+
+        Args:
+            rules: `(regex, PartitionSpec)` pairs, the rules in force if `None`.
+            mesh: also one that is not here, as an `AbstractMesh` or sizes (`{"fsdp": 64, "tp": 8}`); `model.mesh` if
+                `None`.
+
+        Raises:
+            ShardingError: the rules do not fit the parameters or the mesh.
+        """
+        return placing.explain(self, rules, mesh)
+
+    @classmethod
+    def lazy_init(cls, config: Any, mesh: Any = None, rules: PartitionRules | None = None, **options: Any) -> Self:
+        """Build a model of shapes and shardings only, before any memory is taken.
+
+        Whatever needs no numbers works: `graphtree_params_shape`, `explain_sharding`, `flops_per_token`, `shard_model`.
+        A forward pass raises.
+
+        Args:
+            config: the model's config.
+            mesh: also one that is not here, as for `explain_sharding`; the config's if `None`.
+            rules: `(regex, PartitionSpec)` pairs, those of the config or inferred ones if `None`.
+            **options: `dtype`, `param_dtype` and `precision` as in the constructor; `strict` as for `shard_model`.
+
+        Raises:
+            ShardingError: the rules do not fit the parameters or the mesh.
+        """
+        return creation.lazy_module(cls, config, mesh, rules, **options)
+
+    @classmethod
+    def sharded_init(
+        cls,
+        config: Any,
+        mesh: Mesh | None = None,
+        rules: PartitionRules | None = None,
+        rngs: nnx.Rngs | None = None,
+        **options: Any,
+    ) -> Self:
+        """Build a model straight onto a mesh, each device making its own part.
+
+        The numbers are those of `cls(config, rngs=rngs)`, bit by bit, whatever the mesh, random states included.
+
+        Args:
+            config: the model's config.
+            mesh: the config's if `None`.
+            rules: `(regex, PartitionSpec)` pairs, those of the config or inferred ones if `None`.
+            rngs: keys for initialisation and dropout, `nnx.Rngs(0)` if `None`; they count on as in the constructor.
+            **options: `dtype`, `param_dtype` and `precision` as in the constructor; `strict` as for `shard_model`.
+
+        Raises:
+            ShardingError: the rules do not fit the parameters or the mesh.
+        """
+        return creation.sharded_module(cls, config, mesh, rules, rngs, **options)
+
     def fully_shard(self, mesh: Mesh | None = None) -> Self:
         """Split every parameter over all devices of the mesh, along its largest divisible dimension."""
         mesh = self.mesh if mesh is None else mesh
@@ -198,25 +265,25 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
 
     def gather_model(self) -> Self:
         """Bring every array whole onto one device of this process."""
-        placing.apply_to_variables(self, dict.fromkeys(named_variables(self), gather))
+        placing.apply_to_arrays(self, lambda _, array: gather(array))
         return self._mark_sharded(None)
 
     def fully_gather(self, mesh: Mesh | None = None) -> Self:
         """Replicate every parameter over the mesh, then hold it on a single device."""
         mesh = self.mesh if mesh is None else mesh
+        check_mesh(mesh, devices=True)
         everywhere = jax.sharding.NamedSharding(mesh, PartitionSpec())
-        for variable in named_variables(self).values():
-            variable.set_value(gather(jax.device_put(variable.get_value(), everywhere)))
+        placing.apply_to_arrays(self, lambda _, array: gather(place(array, everywhere)))
         return self._mark_sharded(None)
 
-    def _place(self, shardings: Mapping[str, Any], mesh: Mesh) -> Self:
-        placing.apply_to_variables(self, placing.placers(shardings))
+    def _place(self, shardings: Mapping[str, Any], mesh: AnyMesh) -> Self:
+        placing.apply_to_arrays(self, lambda path, array: place(array, shardings[path]))
         return self._mark_sharded(mesh)
 
-    def _mark_sharded(self, mesh: Mesh | None) -> Self:
+    def _mark_sharded(self, mesh: AnyMesh | None) -> Self:
         for module in named_modules(self).values():
             if isinstance(module, EasyDeLBaseModule):
-                module.is_sharded = mesh is not None
+                module.is_sharded = isinstance(mesh, Mesh)
                 module.last_mesh = module.last_mesh if mesh is None else mesh
         return self
 
@@ -228,8 +295,8 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
         return nest(match_rules(rules, views.param_arrays(self)))
 
     def _named_shardings(self, partition_rules: PartitionRules | None = None, mesh: Mesh | None = None) -> Tree:
-        specs, params = flatten(self._specs_sharding(partition_rules)), views.param_arrays(self)
-        return nest(named_shardings(specs, params, self.mesh if mesh is None else mesh))
+        rules = self._get_partition_rules() if partition_rules is None else partition_rules
+        return nest(rule_shardings(rules, views.param_arrays(self), self.mesh if mesh is None else mesh))
 
     def _shard_fns(self, partition_rules: PartitionRules | None = None, mesh: Mesh | None = None) -> Tree:
         return nest(placing.placers(flatten(self._named_shardings(partition_rules, mesh))))

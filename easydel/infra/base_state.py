@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from easydel.calls import refuse_shapes
 from easydel.infra.functional import bind
 from easydel.infra.views import param_arrays
 from easydel.paths import flatten, nest, split
@@ -43,6 +44,7 @@ class EasyDeLState:
         """Make a state at step 0 from a model and an optimizer. The arrays are shared with the model, not copied."""
         if not isinstance(tx, optax.GradientTransformation):
             raise TypeError(f"expected an optax optimizer such as optax.adamw(1e-4), got {type(tx).__name__}")
+        refuse_shapes(model, "a training state")
         graphdef, _, other = split(model)
         params = nest(param_arrays(model))
         step = jnp.zeros((), jnp.int32)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easydel.calls import forward_parameters, logits_of, takes_anything
+from easydel.calls import forward_parameters, logits_of, refuse_shapes, takes_anything
 from easydel.loss import task_loss
 from easydel.outputs import CausalLMOutput, ModelOutput
 from easydel.paths import nearest
@@ -39,7 +39,11 @@ def front_door(call: Callable[..., Any]) -> Callable[..., Any]:
             if name in kwargs and name not in parameters and (not takes_any or kwargs[name] is None):
                 del kwargs[name]
         with activation_mesh(self.mesh if self.is_sharded else None):
-            outputs = call(self, *args, **kwargs)
+            try:
+                outputs = call(self, *args, **kwargs)
+            except (TypeError, AttributeError, ValueError) as error:
+                refuse_shapes(self, "a forward pass", error)
+                raise
         if labels is None or getattr(outputs, "loss", None) is not None:
             return outputs
         return _with_loss(self, outputs, labels, loss_config)

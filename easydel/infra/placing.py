@@ -10,14 +10,19 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from easydel.paths import flatten, named_variables, nest, to_state
+from easydel.paths import flatten, named_modules, named_variables, nest, to_state
 from easydel.sharding import (
+    AXIS_NAMES,
+    AnyMesh,
     PartitionRules,
+    ShardingExplanation,
+    as_mesh,
+    check_mesh,
+    explain_rules,
     gather,
     infer_rules,
-    match_rules,
-    named_shardings,
     place,
+    rule_shardings,
     spread_spec,
 )
 
@@ -29,17 +34,45 @@ def rules_in_force(module: Any) -> PartitionRules:
     return infer_rules(module) if rules is None else rules
 
 
-def module_shardings(module: Any, rules: PartitionRules, mesh: Mesh, *, strict: bool = False) -> dict[str, Any]:
-    """Return path → sharding of every variable: parameters by the rules, other state replicated."""
+def mesh_of(module_or_config: Any, mesh: Any) -> AnyMesh:
+    """Return a mesh given as such, as axis sizes, or not at all: the model's or config's then."""
+    if mesh is None:
+        return module_or_config.mesh
+    config = getattr(module_or_config, "config", module_or_config)
+    return as_mesh(mesh, getattr(config, "sharding_axis_names", AXIS_NAMES))
+
+
+def plain_arrays(module: nnx.Module) -> dict[str, tuple[nnx.Module, str]]:
+    """Return path → (module, attribute) of the arrays that modules keep outside variables."""
+    return {
+        f"{path}/{name}" if path else name: (node, name)
+        for path, node in named_modules(module).items()
+        for name, value in vars(node).items()
+        if isinstance(value, jax.Array | jax.ShapeDtypeStruct)
+    }
+
+
+def module_shardings(module: Any, rules: PartitionRules, mesh: AnyMesh, *, strict: bool = False) -> dict[str, Any]:
+    """Return path → sharding of every array: parameters by the rules, other state replicated."""
     params = {path: v.get_value() for path, v in named_variables(module, nnx.Param).items()}
-    shardings: dict[str, Any] = dict(named_shardings(match_rules(rules, params), params, mesh, strict=strict))
+    shardings: dict[str, Any] = dict(rule_shardings(rules, params, mesh, strict=strict))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return {path: shardings.get(path, everywhere) for path in named_variables(module)}
+    return {path: shardings.get(path, everywhere) for path in (*named_variables(module), *plain_arrays(module))}
+
+
+def explain(module: Any, rules: PartitionRules | None, mesh: Any) -> ShardingExplanation:
+    """Work out what rules make of a module on a mesh; see `EasyDeLBaseModule.explain_sharding`."""
+    arrays = {path: variable.get_value() for path, variable in named_variables(module).items()}
+    params = {path: arrays.pop(path) for path in named_variables(module, nnx.Param)}
+    arrays |= {path: getattr(node, name) for path, (node, name) in plain_arrays(module).items()}
+    rules = rules_in_force(module) if rules is None else rules
+    return explain_rules(rules, params, mesh_of(module, mesh), arrays)
 
 
 def spread_shardings(module: nnx.Module, mesh: Mesh) -> dict[str, Any]:
     """Return path → sharding that splits each parameter over all devices; warns of those that cannot be split."""
-    shardings, whole = {}, []
+    check_mesh(mesh)
+    shardings, whole = dict.fromkeys(plain_arrays(module), NamedSharding(mesh, PartitionSpec())), []
     for path, variable in named_variables(module).items():
         spec = spread_spec(variable.get_value().shape, mesh) if isinstance(variable, nnx.Param) else PartitionSpec()
         if spec is None:
@@ -54,10 +87,12 @@ def spread_shardings(module: nnx.Module, mesh: Mesh) -> dict[str, Any]:
     return shardings
 
 
-def apply_to_variables(module: nnx.Module, functions: Mapping[str, Callable[[Any], Any]]) -> None:
-    """Replace each variable's array by what its function makes of it, one after the other (little extra memory)."""
+def apply_to_arrays(module: nnx.Module, function: Callable[[str, Any], Any]) -> None:
+    """Replace each array by `function(path, array)`, one after the other (little extra memory)."""
     for path, variable in named_variables(module).items():
-        variable.set_value(functions[path](variable.get_value()))
+        variable.set_value(function(path, variable.get_value()))
+    for path, (node, name) in plain_arrays(module).items():
+        setattr(node, name, nnx.data(function(path, getattr(node, name))))
 
 
 def placers(shardings: Mapping[str, Any]) -> dict[str, Callable[[Any], jax.Array]]:
@@ -75,7 +110,5 @@ def apply_to_tree(tree: Any, rules: PartitionRules, mesh: Mesh, *, is_gather: bo
     if is_gather:
         moved = {path: gather(leaf) for path, leaf in flat.items()}
     else:
-        moved = {
-            path: place(flat[path], s) for path, s in named_shardings(match_rules(rules, flat), flat, mesh).items()
-        }
+        moved = {path: place(flat[path], sharding) for path, sharding in rule_shardings(rules, flat, mesh).items()}
     return to_state(nest(moved)) if isinstance(tree, nnx.State) else nest(moved)

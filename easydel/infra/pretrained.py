@@ -23,7 +23,7 @@ from easydel.infra import placing
 from easydel.infra.construct import config_class_of, construct
 from easydel.infra.registry import get_config_class
 from easydel.rngs import shape_rngs
-from easydel.sharding import PartitionRules
+from easydel.sharding import PartitionRules, check_mesh
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -101,6 +101,7 @@ def load_pretrained(
     shard: bool,
     partition_rules: PartitionRules | None,
     mesh: jax.sharding.Mesh | None,
+    strict: bool,
     allow_new: Sequence[str],
     progress: bool,
 ) -> Any:
@@ -119,6 +120,8 @@ def load_pretrained(
             config.follow_tensors(table.keys(), overrides.keys())
     compute = dtype or param_dtype or checkpoint_dtype(table)
     placed_on: jax.sharding.Mesh = config.mesh if mesh is None and shard else mesh  # type: ignore[assignment]
+    if shard:
+        check_mesh(placed_on, devices=True)
     key = None if rngs is None else rngs()
 
     def build(streams: nnx.Rngs | None = None) -> Any:
@@ -143,7 +146,7 @@ def load_pretrained(
 
     def shardings(module: Any) -> Mapping[str, Any]:
         rules = placing.rules_in_force(module) if partition_rules is None else partition_rules
-        return placing.module_shardings(module, rules, placed_on)
+        return placing.module_shardings(module, rules, placed_on, strict=strict)
 
     model = load_module(
         build,

@@ -12,80 +12,165 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from easydel.errors import ShardingError
+from easydel.sharding.mesh import AnyMesh, check_mesh
+from easydel.sharding.rules import PartitionRules, find_matches, summary
+
+
+@dataclass(frozen=True)
+class DroppedAxis:
+    """A mesh axis that a spec asks for and a parameter cannot have.
+
+    Attributes:
+        path: of the parameter.
+        dimension: which one the axis does not divide.
+        size: of the dimension.
+        axis: of the mesh.
+        parts: the axis's size.
+        kept: into how many parts the axes left of it split the dimension already.
+    """
+
+    path: str
+    dimension: int
+    size: int
+    axis: str
+    parts: int
+    kept: int = 1
+
+    @property
+    def reason(self) -> str:
+        """Why the axis is dropped."""
+        times = f" times the {self.kept} parts it has" if self.kept > 1 else ""
+        return f"dimension {self.dimension} of size {self.size} is not divisible by {self.axis}={self.parts}{times}"
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}; {self.axis} dropped"
 
 
 @dataclass
 class FitReport:
-    """What had to be given up so that specs fit shapes: `(path, dimension, size, axis, axis size)` per dropped axis."""
+    """What had to be given up so that specs fit shapes."""
 
-    dropped: list[tuple[str, int, int, str, int]] = field(default_factory=list)
+    dropped: list[DroppedAxis] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Return one readable line per dropped axis."""
-        return [
-            f"{path}: dimension {dim} of size {size} is not divisible by {axis}={parts}; {axis} dropped"
-            for path, dim, size, axis, parts in self.dropped
-        ]
+        return [str(axis) for axis in self.dropped]
 
     def warn(self) -> None:
         """Emit one summary warning if anything was dropped."""
         if self.dropped:
-            shown = "\n  ".join(self.lines()[:5])
-            more = f"\n  … and {len(self.dropped) - 5} more" if len(self.dropped) > 5 else ""
             warnings.warn(
                 f"{len(self.dropped)} mesh axis(es) dropped where they do not divide a dimension "
-                f"(strict=True makes this an error):\n  {shown}{more}",
+                f"(strict=True makes this an error):\n  {summary(self.lines(), 5)}",
                 stacklevel=3,
             )
 
 
 def fit_spec(
-    spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, *, path: str = "", report: FitReport | None = None
+    spec: PartitionSpec,
+    shape: tuple[int, ...],
+    mesh: AnyMesh,
+    *,
+    path: str = "",
+    report: FitReport | None = None,
+    rule: object = None,
 ) -> PartitionSpec:
     """Drop from `spec` each axis that does not divide its dimension.
 
     Several axes on one dimension are kept from the left for as long as their product divides it.
 
+    Args:
+        spec: what is asked for.
+        shape: of the array.
+        mesh: a mesh, which need not exist here.
+        path: of the array, for messages.
+        report: takes down what is dropped.
+        rule: where the spec comes from, for messages.
+
     Raises:
         ShardingError: an axis is not in the mesh, is used twice, or the spec is longer than the shape.
     """
+    what = f"{path or shape}: {spec if rule is None else rule}"
     entries = [() if e is None else (e if isinstance(e, tuple) else (e,)) for e in spec]
     axes = [axis for entry in entries for axis in entry]
     if unknown := [axis for axis in axes if axis not in mesh.shape]:
-        raise ShardingError(f"{path or shape}: {spec} names {unknown}, but the mesh has axes {tuple(mesh.shape)}")
+        raise ShardingError(
+            f"{what} names {unknown}, but the mesh has axes {tuple(mesh.shape)}; change the rule, or give a mesh with "
+            "that axis"
+        )
     if len(set(axes)) != len(axes):
-        raise ShardingError(f"{path or shape}: {spec} uses a mesh axis twice")
+        raise ShardingError(f"{what} uses a mesh axis twice; an axis can split one dimension only")
     if len(entries) > len(shape):
-        raise ShardingError(f"{path or shape}: {spec} is longer than the shape {shape}")
+        raise ShardingError(f"{what} is longer than the shape {shape}; give at most one entry per dimension")
     fitted: list[Any] = []
     for dim, (entry, size) in enumerate(zip(entries, shape, strict=False)):
         kept: list[str] = []
         for axis in entry:
-            if size % (math.prod(mesh.shape[a] for a in kept) * mesh.shape[axis]) == 0:
+            parts = math.prod(mesh.shape[a] for a in kept)
+            if size % (parts * mesh.shape[axis]) == 0:
                 kept.append(axis)
             elif report is not None:
-                report.dropped.append((path, dim, size, axis, mesh.shape[axis]))
+                report.dropped.append(DroppedAxis(path, dim, size, axis, mesh.shape[axis], parts))
         fitted.append(None if not kept else kept[0] if len(kept) == 1 else tuple(kept))
     return PartitionSpec(*fitted)
 
 
 def named_shardings(
-    specs: Mapping[str, PartitionSpec], shapes: Mapping[str, Any], mesh: Mesh, *, strict: bool = False
+    specs: Mapping[str, PartitionSpec],
+    shapes: Mapping[str, Any],
+    mesh: AnyMesh,
+    *,
+    strict: bool = False,
+    rules: Mapping[str, object] | None = None,
 ) -> dict[str, NamedSharding]:
     """Fit specs to shapes on a mesh, warning once of what was dropped.
 
+    Args:
+        specs: by path.
+        shapes: path → anything with a `.shape`.
+        mesh: a mesh, which need not exist here.
+        strict: raise instead of warning.
+        rules: path → where the spec comes from, for messages.
+
     Raises:
-        ShardingError: a spec cannot be used on this mesh, or (with `strict`) an axis does not divide its dimension.
+        ShardingError: specs cannot be used on this mesh, or (with `strict`) an axis does not divide its dimension; all
+            offenders are listed together.
     """
-    report = FitReport()
-    shardings = {
-        path: NamedSharding(mesh, fit_spec(spec, tuple(shapes[path].shape), mesh, path=path, report=report))
-        for path, spec in specs.items()
-    }
+    check_mesh(mesh)
+    report, problems = FitReport(), []
+    shardings: dict[str, NamedSharding] = {}
+    for path, spec in specs.items():
+        shape, rule = tuple(shapes[path].shape), rules[path] if rules else None
+        try:
+            shardings[path] = NamedSharding(mesh, fit_spec(spec, shape, mesh, path=path, report=report, rule=rule))
+        except ShardingError as error:
+            problems.append(str(error))
+    if problems:
+        raise ShardingError("partition rules do not fit the mesh:\n  " + summary(problems))
     if strict and report.dropped:
-        raise ShardingError("strict sharding: specs do not divide the parameters:\n  " + "\n  ".join(report.lines()))
+        raise ShardingError(
+            "strict sharding: mesh axes do not divide the parameters (leave strict out to have them dropped, or change "
+            "the mesh or the rules):\n  " + summary([_with_rule(axis, rules) for axis in report.dropped])
+        )
     report.warn()
     return shardings
+
+
+def _with_rule(axis: DroppedAxis, rules: Mapping[str, object] | None) -> str:
+    return f"{axis.path}: {axis.reason}" + (f", asked for by {rules[axis.path]}" if rules else "")
+
+
+def rule_shardings(
+    rules: PartitionRules, shapes: Mapping[str, Any], mesh: AnyMesh, *, strict: bool = False
+) -> dict[str, NamedSharding]:
+    """Return the sharding of every parameter by the first rule that matches it.
+
+    Raises:
+        ShardingError: the rules do not fit the parameters or the mesh; see `find_matches` and `named_shardings`.
+    """
+    matches = find_matches(rules, shapes)
+    specs = {path: match.spec for path, match in matches.items()}
+    return named_shardings(specs, shapes, mesh, strict=strict, rules=matches)
 
 
 def spread_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec | None:
@@ -96,11 +181,17 @@ def spread_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec | None:
     return None
 
 
-def place(array: Any, sharding: Sharding) -> jax.Array:
-    """Put an array (host or device, sharded or not) where `sharding` says."""
+def place(array: Any, sharding: Sharding) -> Any:
+    """Put an array (host or device, sharded or not) where `sharding` says; of a shape, note that it would lie there."""
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+    if isinstance(sharding, NamedSharding):
+        check_mesh(sharding.mesh, devices=True)
     return jax.device_put(array, sharding)
 
 
-def gather(array: Any) -> jax.Array:
-    """Bring an array whole onto the first device of this process."""
+def gather(array: Any) -> Any:
+    """Bring an array whole onto the first device of this process; of a shape, forget where it would lie."""
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(array.shape, array.dtype)
     return jax.device_put(array, SingleDeviceSharding(jax.local_devices()[0]))

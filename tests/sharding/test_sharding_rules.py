@@ -41,7 +41,7 @@ BAD_RULES = {
     "no_match": ([("kernel", P())], r"a/bias \(6,\): no rule matches; add one"),
     "too_long": (
         [("bias", P("fsdp", "tp")), (".*", P())],
-        r"(?s)a/bias \(6,\): rule 'bias' gives .*longer than .* 1 dim",
+        r"(?s)a/bias \(6,\): rules\[0\] \('bias', .* is longer than .* 1 dim.*shorten the spec",
     ),
     "regex": ([("a/(kernel", P())], r"'a/\(kernel'.*not a regular expression"),
     "no_pair": (["kernel"], "expected a .regex, PartitionSpec. pair"),

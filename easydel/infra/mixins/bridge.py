@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import jax
 from flax import nnx
 
+from easydel.calls import refuse_shapes
 from easydel.paths import named_variables
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class EasyBridgeMixin:
         auto_shard_model: bool = False,
         partition_rules: PartitionRules | None = None,
         mesh: jax.sharding.Mesh | None = None,
+        strict: bool = False,
         allow_new: Sequence[str] = (),
         revision: str | None = None,
         subfolder: str | None = None,
@@ -65,6 +67,7 @@ class EasyBridgeMixin:
             auto_shard_model: place parameters on the mesh by the partition rules (so do `partition_rules` and `mesh`).
             partition_rules: the config's, or inferred ones, if `None`.
             mesh: the config's if `None`.
+            strict: raise where a mesh axis does not divide a dimension, instead of dropping the axis with a warning.
             allow_new: patterns of parameters that may be missing and are initialised, such as a new head's.
             revision: branch, tag or commit on the Hub.
             subfolder: directory inside the repository.
@@ -77,6 +80,7 @@ class EasyBridgeMixin:
 
         Raises:
             CheckpointError: nothing there, broken files, or tensors that do not fit; all of these are listed together.
+            ShardingError: the rules do not fit the parameters or the mesh.
             TypeError: a keyword that is neither an argument nor a field of the config.
         """
         from easydel.hub.resolve import resolve_checkpoint
@@ -103,6 +107,7 @@ class EasyBridgeMixin:
             shard=auto_shard_model or partition_rules is not None or mesh is not None,
             partition_rules=partition_rules,
             mesh=mesh,
+            strict=strict,
             allow_new=allow_new,
             progress=progress,
         )
@@ -123,6 +128,7 @@ class EasyBridgeMixin:
         from easydel.hub.save import save_module
         from easydel.infra.pretrained import rendered_files
 
+        refuse_shapes(self, "save_pretrained")  # type: ignore[arg-type]
         source = getattr(self.config, "source_directory", None)
         save_module(
             self,  # type: ignore[arg-type]
@@ -191,4 +197,5 @@ class EasyBridgeMixin:
         """
         from easydel.hub.torch import to_torch
 
+        refuse_shapes(self, "to_torch")  # type: ignore[arg-type]
         return to_torch(self)  # type: ignore[arg-type]
