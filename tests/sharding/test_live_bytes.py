@@ -73,8 +73,7 @@ def test_loading_and_saving(name, which, checkpoint, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, again.params, first.params)
 
 
-@pytest.mark.parametrize("which", MESHES)
-@pytest.mark.parametrize("name", ["llama", "mixtral"])
+@pytest.mark.parametrize(("name", "which"), [*(("llama", which) for which in MESHES), ("mixtral", "experts")])
 def test_initialising(name, which, monkeypatch):
     cls, config = MODELS[name]
     with measured(monkeypatch, creation, "_run") as peak:
