@@ -47,6 +47,18 @@ def folder(model, tmp_path_factory):
 
 
 WITH_RULES = {
+    "shard_model": lambda model, rules, mesh, _: model.shard_model(rules, mesh),
+    "explain_sharding": lambda model, rules, mesh, _: model.explain_sharding(rules, mesh),
+    "_named_shardings": lambda model, rules, mesh, _: model._named_shardings(rules, mesh),
+    "_shard_fns": lambda model, rules, mesh, _: model._shard_fns(rules, mesh),
+    "_gather_fns": lambda model, rules, mesh, _: model._gather_fns(rules, mesh),
+    "_apply_sharding_fns": lambda model, rules, mesh, _: model._apply_sharding_fns(model.params, rules, mesh),
+    "lazy_init": lambda model, rules, mesh, _: Net.lazy_init(model.config, mesh, rules),
+    "sharded_init": lambda model, rules, mesh, _: Net.sharded_init(model.config, mesh, rules),
+    "from_pretrained": lambda _, rules, mesh, folder: Net.from_pretrained(folder, partition_rules=rules, mesh=mesh),
+}
+
+RULES = {
     "regex": ([(".*", P()), ("up/(kernel", P())], f"rules[1] ('up/(kernel', {P()}): not a regular expression"),
     "no_pair": (["kernel"], "rules[0] 'kernel': expected a (regex, PartitionSpec) pair"),
     "no_spec": ([(".*", ("fsdp",))], "rules[0] ('.*', ('fsdp',)): expected a PartitionSpec, got tuple; write"),
