@@ -69,7 +69,7 @@ def logits_of(outputs: Any) -> jax.Array:
 
 def refuse_shapes(module: nnx.Module, what: str, error: Exception | None = None) -> None:
     """Raise `UnsupportedError` if a module holds shapes in place of arrays: `what` needs numbers."""
-    values = (variable.get_value() for variable in named_variables(module).values())
+    values = (variable.get_value() for variable in named_variables(module, by_layer=False).values())
     if any(isinstance(value, jax.ShapeDtypeStruct) for value in values):
         name = type(module).__name__
         raise UnsupportedError(

@@ -18,6 +18,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from easydel.stacked import Held, Layers, LayerVariable, layer_of, layer_paths, range_of
+
 N = TypeVar("N")
 
 
@@ -78,15 +80,37 @@ def _natural(path: str) -> list[tuple[bool, int, str]]:
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.split("/")]
 
 
-def named_variables(module: nnx.Module, kind: type[nnx.Variable] = nnx.Variable) -> dict[str, nnx.Variable]:
-    """Return every variable of `kind` (shared ones once) by path, layers in numeric order."""
-    found = {path: node for path, node in _walk(module) if isinstance(node, kind)}
+def named_variables(
+    module: nnx.Module, kind: type[nnx.Variable] = nnx.Variable, *, by_layer: bool = True
+) -> dict[str, Any]:
+    """Return every variable of `kind` (shared ones once) by path, layers in numeric order.
+
+    Args:
+        module: where to look.
+        kind: of variables.
+        by_layer: of layers stored stacked, return each layer's part (`easydel.stacked.LayerVariable`); else the
+            stacked variables as they are, under their ranges (`layers/0:8:2/…`).
+    """
+    found: dict[str, Held] = {}
+    for path, node in _walk(module):
+        if isinstance(node, kind):
+            paths = layer_paths(path) if by_layer else None
+            found |= {path: node} if paths is None else {p: LayerVariable(node, n) for n, p in enumerate(paths)}
     return {path: found[path] for path in sorted(found, key=_natural)}
 
 
-def named_modules(module: nnx.Module) -> dict[str, nnx.Module]:
-    """Return every submodule (shared ones once) by path; the root's path is the empty string."""
-    found = {path: node for path, node in _walk(module) if isinstance(node, nnx.Module)}
+def named_modules(module: nnx.Module, *, by_layer: bool = True) -> dict[str, nnx.Module]:
+    """Return every submodule (shared ones once) by path; the root's path is the empty string.
+
+    Args:
+        module: where to look.
+        by_layer: of layers stored stacked, return the one module that holds them under each layer's path; else
+            once, under their range.
+    """
+    found: dict[str, nnx.Module] = {}
+    for path, node in _walk(module):
+        if isinstance(node, nnx.Module):
+            found |= dict.fromkeys((layer_paths(path) if by_layer else None) or [path], node)
     return {path: found[path] for path in sorted(found, key=_natural)}
 
 
@@ -110,7 +134,7 @@ def detached(state: nnx.State) -> nnx.State:
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn `{"a/b": x}` into `{"a": {"b": x}}`."""
+    """Turn `{"a/b": x}` into `{"a": {"b": x}}`; what stands under ranges of layers becomes `Layers`."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, leaf = path.split("/")
@@ -118,22 +142,45 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = value
-    return tree
+    return _with_layers(tree) if any(layer_paths(path) for path in flat) else tree
 
 
-def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+def _with_layers(tree: dict[str, Any]) -> dict[str, Any]:
+    nested = {key: _with_layers(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    return Layers(nested) if any(map(range_of, nested)) else nested
+
+
+def flatten(tree: Mapping[Any, Any], *, by_layer: bool = True) -> dict[str, Any]:
     """Turn a nested mapping (a `dict` or `nnx.State`, string or integer keys) into `{path: leaf}`.
 
     Variables are replaced by the arrays they hold.
+
+    Args:
+        tree: the mapping.
+        by_layer: return each layer's part of what is stored stacked (arrays are copied), else the stacks.
     """
+    flat = _flatten(tree, "")
+    return each_layer(flat) if by_layer else flat
+
+
+def _flatten(tree: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for key, value in tree.items():
+    for key, value in (tree.stacks if isinstance(tree, Layers) else tree).items():
         path = f"{prefix}/{key}" if prefix else str(key)
         if isinstance(value, Mapping | nnx.State):
-            flat |= flatten(value, path)
+            flat |= _flatten(value, path)
         else:
             flat[path] = value.get_value() if isinstance(value, nnx.Variable) else value
     return flat
+
+
+def each_layer(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace what belongs to a stack of layers by each layer's part."""
+    parts: dict[str, Any] = {}
+    for path, value in flat.items():
+        paths = layer_paths(path)
+        parts |= {path: value} if paths is None else {p: layer_of(value, n) for n, p in enumerate(paths)}
+    return parts
 
 
 def to_state(tree: Mapping[Any, Any]) -> nnx.State:
@@ -142,7 +189,10 @@ def to_state(tree: Mapping[Any, Any]) -> nnx.State:
     `nnx.merge` pairs leaves with their places *by sorted order*, and `"10"` sorts before `"2"`: list
     positions must be integers again, or layers would silently change places.
     """
-    items = ((tuple(int(p) if p.isdigit() else p for p in path.split("/")), x) for path, x in flatten(tree).items())
+    items = (
+        (tuple(int(p) if p.isdigit() else p for p in path.split("/")), x)
+        for path, x in flatten(tree, by_layer=False).items()
+    )
     return nnx.from_flat_state(sorted(items, key=lambda item: [(isinstance(p, str), p) for p in item[0]]))
 
 

@@ -98,7 +98,7 @@ def _split(module: Any) -> tuple[Structure, tuple[nnx.State, nnx.State]]:
 
 def _remember(module: Any, outline: Any, structure: Structure, states: Any, leaves: list[Any]) -> _Known | None:
     place = {id(leaf): index for index, leaf in reversed(list(enumerate(leaves)))}
-    variables = named_variables(module)
+    variables = named_variables(module, by_layer=False)
     found = []
     for state in states:
         paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -70,12 +71,13 @@ def as_stored(config: Any, tensors: Mapping[str, Any]) -> Any:
     """Return the model of shapes, each parameter in the dtype in which it is stored."""
     from easydel.infra.construct import abstract_module
     from easydel.paths import named_variables
+    from easydel.stacked import layer_paths
 
     model = abstract_module(model_class(config), config)
     stored, _ = by_parameter(config, tensors)
-    for path, variable in named_variables(model).items():
-        if path in stored:
-            variable.set_value(jax.ShapeDtypeStruct(variable.get_value().shape, stored[path].dtype))
+    for path, variable in named_variables(model, by_layer=False).items():
+        if found := [stored[part].dtype for part in layer_paths(path) or [path] if part in stored]:
+            variable.set_value(jax.ShapeDtypeStruct(variable.get_value().shape, jnp.result_type(*found)))
     return model
 
 

@@ -22,7 +22,7 @@ def build_abstract(build: Callable[[], M]) -> M:
 
     def marked() -> M:
         module = build()
-        modules = named_modules(module)
+        modules = named_modules(module, by_layer=False)
         for path, name in plain_arrays(modules):
             setattr(modules[path], name, nnx.data(getattr(modules[path], name)))
         for stream in nodes_of(module, StillStream):  # a dropout layer kept one: it must count when it really runs

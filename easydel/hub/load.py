@@ -13,12 +13,14 @@ import numpy as np
 from flax import nnx
 
 from easydel.hub.abstract import build_abstract, plain_arrays
+from easydel.hub.fill import Filler, common_dtypes
 from easydel.hub.match import Match, match_checkpoint
 from easydel.hub.place import place_link
 from easydel.hub.resolve import checkpoint_table
 from easydel.hub.safetensors import TensorEntry
-from easydel.paths import named_modules, named_variables
+from easydel.paths import each_layer, named_modules, named_variables
 from easydel.sharding import create_arrays
+from easydel.stacked import Held, kind_of, layer_paths
 
 M = TypeVar("M", bound=nnx.Module)
 Shardings = Callable[[Any], Mapping[str, jax.sharding.Sharding]]
@@ -62,40 +64,61 @@ def load_module(
     module = build_abstract(build_shapes or build)
     match = match_checkpoint(module, table, directory, allow_new)
     variables = named_variables(module)
-    dtypes = _target_dtypes(match, variables, param_dtype)
-    placements = dict(shardings(module)) if shardings is not None else {}
-
-    arrays: dict[str, jax.Array] = {}
+    dtypes = common_dtypes(variables, _target_dtypes(match, variables, param_dtype))
+    stored = dict(shardings(module)) if shardings is not None else {}
+    placements = each_layer(stored)
+    held = named_variables(module, by_layer=False)
+    filler = Filler(variables, {id(held[path]): place for path, place in stored.items() if path in held})
     total = sum(match.table[source].nbytes for link in match.links for source in link.sources)
     with _Bar(total, progress and total > LARGE) as bar:
         for link in match.links:
-            arrays |= place_link(link, match.table, dtypes, placements)
+            for path, array in place_link(link, match.table, dtypes, placements).items():
+                filler.put(path, array)
             bar.advance(sum(match.table[source].nbytes for source in link.sources))
-    modules = named_modules(module)
+    modules = named_modules(module, by_layer=False)
     leaked = plain_arrays(modules)
     if match.new or leaked:
-        fresh, plain = _initialise(build, match.new, leaked, dtypes, placements)
-        arrays |= fresh
+        new = _whole_stacks(match.new, held)
+        dtypes |= {path: dtypes[layers[0]] for path in new if (layers := layer_paths(path))}
+        fresh, plain = _initialise(build, new, leaked, dtypes, placements | stored)
+        for path, array in fresh.items():
+            if path in held:
+                held[path].set_value(array)
+            else:
+                filler.put(path, array)
         for (path, name), array in plain.items():
             setattr(modules[path], name, nnx.data(array))
-    for path, array in arrays.items():
-        variables[path].set_value(array)
+    filler.finish()
     return module
 
 
-def _target_dtypes(match: Match, variables: Mapping[str, nnx.Variable], param_dtype: Any) -> dict[str, Any]:
+def _whole_stacks(paths: Sequence[str], held: Mapping[str, nnx.Variable]) -> list[str]:
+    """Return the paths, those of stacks in place of their layers' where all layers are among them."""
+    left = dict.fromkeys(paths)
+    stacks = [path for path in held if (layers := layer_paths(path)) and left.keys() >= set(layers)]
+    for stack in stacks:
+        for path in layer_paths(stack) or []:
+            del left[path]
+    return [*stacks, *left]
+
+
+def _target_dtypes(match: Match, variables: Mapping[str, Held], param_dtype: Any) -> dict[str, Any]:
     """Return the dtype each variable will have: parameters follow `param_dtype`, else the file; the rest its own."""
-    dtypes = {path: variable.get_value().dtype for path, variable in variables.items()}
+    dtypes = {path: variable.dtype for path, variable in variables.items()}
     sizes: dict[Any, int] = {}
     for link in match.links:
         entry = match.table[link.sources[0]]
         for path in link.targets:
-            if isinstance(variables[path], nnx.Param) and jnp.issubdtype(entry.dtype, jnp.floating):
+            if issubclass(kind_of(variables[path]), nnx.Param) and jnp.issubdtype(entry.dtype, jnp.floating):
                 dtypes[path] = np.dtype(param_dtype or entry.dtype)
                 sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.nbytes
     common = param_dtype or max(sizes, key=lambda dtype: sizes[dtype], default=None)
     for path in match.new:
-        if common is not None and isinstance(variables[path], nnx.Param) and jnp.issubdtype(dtypes[path], jnp.floating):
+        if (
+            common is not None
+            and issubclass(kind_of(variables[path]), nnx.Param)
+            and jnp.issubdtype(dtypes[path], jnp.floating)
+        ):
             dtypes[path] = np.dtype(common)
     return dtypes
 
@@ -111,7 +134,8 @@ def _initialise(
 
     def only() -> list[jax.Array]:
         module = build()
-        variables, modules = named_variables(module), named_modules(module)
+        variables = named_variables(module) | named_variables(module, by_layer=False)
+        modules = named_modules(module, by_layer=False)
         kept = [variables[path].get_value() for path in paths]
         kept = [x if x.dtype == dtypes[path] else x.astype(dtypes[path]) for x, path in zip(kept, paths, strict=True)]
         return kept + [getattr(modules[path], name) for path, name in plain]

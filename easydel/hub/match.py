@@ -18,6 +18,7 @@ from easydel.hub.report import Problem, describe, raise_problems
 from easydel.hub.safetensors import TensorEntry
 from easydel.hub.weight_map import Link, harmless_patterns, links_by_form, stored_variables, tied_names
 from easydel.paths import named_modules, named_variables, nearest
+from easydel.stacked import Held, kind_of
 
 OTHER_HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.", "cls.")
 CHUNK = 2**22
@@ -98,8 +99,8 @@ def _renamed(table: Mapping[str, TensorEntry], modules: Mapping[str, nnx.Module]
     return renamed
 
 
-def _required(variable: nnx.Variable) -> bool:
-    return isinstance(variable, nnx.Param) or getattr(type(variable), "must_load", False)
+def _required(variable: Held) -> bool:
+    return issubclass(kind_of(variable), nnx.Param) or getattr(kind_of(variable), "must_load", False)
 
 
 def _allowed(link: Link, patterns: Sequence[str]) -> bool:
@@ -140,8 +141,8 @@ def _kind(dtype: np.dtype) -> str:
     return str(dtype)
 
 
-def _faults(link: Link, table: Mapping[str, TensorEntry], variables: Mapping[str, nnx.Variable]) -> list[Problem]:
-    dtype = np.dtype(variables[link.targets[0]].get_value().dtype)
+def _faults(link: Link, table: Mapping[str, TensorEntry], variables: Mapping[str, Held]) -> list[Problem]:
+    dtype = np.dtype(variables[link.targets[0]].dtype)
     floats = jnp.issubdtype(dtype, jnp.floating)
     found = []
     for name, shape in zip(link.sources, link.source_shapes, strict=True):
@@ -156,11 +157,11 @@ def _faults(link: Link, table: Mapping[str, TensorEntry], variables: Mapping[str
     return found
 
 
-def _missing(name: str, link: Link, variables: Mapping[str, nnx.Variable], table: Mapping[str, TensorEntry]) -> Problem:
+def _missing(name: str, link: Link, variables: Mapping[str, Held], table: Mapping[str, TensorEntry]) -> Problem:
     shape = link.source_shapes[link.sources.index(name)]
     near = nearest(name, [other for other in table if other.rpartition(".")[2] == name.rpartition(".")[2]], 1)
     hint = f"nothing (nearest: {near[0]})" if near else "nothing"
-    return Problem("missing", name, describe(variables[link.targets[0]].get_value().dtype, shape), hint)
+    return Problem("missing", name, describe(variables[link.targets[0]].dtype, shape), hint)
 
 
 def _extras(

@@ -21,6 +21,7 @@ from easydel.hub.commit import commit, locked, recover_locked, staging, sweep
 from easydel.hub.resolve import INDEX, SINGLE, TEMPLATES, TOKENIZER_FILES, check_inside, read_index
 from easydel.hub.safetensors import header_bytes
 from easydel.hub.weight_map import Link, build_links, stored_variables
+from easydel.stacked import Held
 
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", re.IGNORECASE)
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -157,7 +158,7 @@ def parse_size(size: str | int) -> int:
 def _tensors(module: nnx.Module) -> dict[str, _Tensor]:
     variables, tensors = stored_variables(module), {}
     for link in build_links(module):
-        dtype = np.dtype(variables[link.targets[0]].get_value().dtype)
+        dtype = np.dtype(variables[link.targets[0]].dtype)
         for position, (name, shape) in enumerate(zip(link.sources, link.source_shapes, strict=True)):
             tensors[name] = _Tensor(link, position, dtype, shape)
     if not tensors:
@@ -185,14 +186,12 @@ def host_array(array: jax.Array) -> np.ndarray:
     return np.asarray(jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards))
 
 
-def link_arrays(link: Link, variables: Mapping[str, nnx.Variable]) -> list[np.ndarray]:
+def link_arrays(link: Link, variables: Mapping[str, Held]) -> list[np.ndarray]:
     """Return the arrays of a link's sources, in the file's layout (possibly views)."""
     return link.transform.save([host_array(variables[path].get_value()) for path in link.targets])
 
 
-def iterate_tensors(
-    tensors: Mapping[str, _Tensor], variables: Mapping[str, nnx.Variable]
-) -> Iterator[tuple[str, np.ndarray]]:
+def iterate_tensors(tensors: Mapping[str, _Tensor], variables: Mapping[str, Held]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (name, contiguous array) one at a time; a link of several sources is gathered once."""
     held: tuple[Link, list[np.ndarray]] | None = None
     for name, tensor in tensors.items():
@@ -201,7 +200,7 @@ def iterate_tensors(
         yield name, np.ascontiguousarray(held[1][tensor.position])
 
 
-def _write_shard(file: Path, tensors: Mapping[str, _Tensor], variables: Mapping[str, nnx.Variable]) -> None:
+def _write_shard(file: Path, tensors: Mapping[str, _Tensor], variables: Mapping[str, Held]) -> None:
     # The largest item size first keeps every tensor aligned, as the reference writer does.
     ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
     table = {name: (tensor.dtype, tensor.shape) for name, tensor in ordered.items()}

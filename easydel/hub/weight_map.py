@@ -29,6 +29,7 @@ from flax import nnx
 
 from easydel.hub.transforms import IDENTITY, TRANSPOSE, Permute, Shape, Split, Stack, Transform
 from easydel.paths import named_modules, named_variables
+from easydel.stacked import Held, kind_of
 
 LEAVES = {"embedding": "weight", "scale": "weight"}
 VOLATILE = (nnx.RngState, nnx.Cache, nnx.Intermediate, nnx.Perturbation)
@@ -119,18 +120,18 @@ def _forms(modules: Mapping[str, nnx.Module]) -> list[str]:
     return list(dict.fromkeys(named)) or ["file"]
 
 
-def stored_variables(module: nnx.Module) -> dict[str, nnx.Variable]:
+def stored_variables(module: nnx.Module) -> dict[str, Held]:
     """Return the variables that belong in a file: all but random states, caches and `persistent=False`."""
     return {
         path: variable
         for path, variable in named_variables(module).items()
-        if not isinstance(variable, VOLATILE) and variable.get_metadata().get("persistent", True)
+        if not issubclass(kind_of(variable), VOLATILE) and variable.get_metadata().get("persistent", True)
     }
 
 
 def build_links(
     module: nnx.Module,
-    variables: Mapping[str, nnx.Variable] | None = None,
+    variables: Mapping[str, Held] | None = None,
     modules: Mapping[str, nnx.Module] | None = None,
     form: str | None = None,
 ) -> list[Link]:
@@ -147,7 +148,7 @@ def build_links(
     """
     variables = stored_variables(module) if variables is None else variables
     modules = named_modules(module) if modules is None else modules
-    shapes = {path: tuple(variable.get_value().shape) for path, variable in variables.items()}
+    shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
     rules = _rules(modules, form)
     plain = _plain_links(shapes, modules, rules)
     links: list[Link] = []
@@ -169,7 +170,7 @@ def build_links(
 
 
 def links_by_form(
-    module: nnx.Module, variables: Mapping[str, nnx.Variable], modules: Mapping[str, nnx.Module]
+    module: nnx.Module, variables: Mapping[str, Held], modules: Mapping[str, nnx.Module]
 ) -> dict[str, list[Link]]:
     """Return the weight map in each form that the module's rules name, the one that saving writes first."""
     return {form: build_links(module, variables, modules, form) for form in _forms(modules)}

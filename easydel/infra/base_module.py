@@ -110,23 +110,25 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
     @property
     def module_dtype(self) -> jnp.dtype:
         """Storage dtype of the first floating-point parameter."""
-        floats = (v.get_value() for v in named_variables(self, nnx.Param).values())
+        floats = views.param_arrays(self).values()
         return next((jnp.dtype(value.dtype) for value in floats if views.is_float(value)), self.param_dtype)
 
     @property
     def is_quantized(self) -> bool:
         """Whether any layer holds quantized weights."""
-        return any(getattr(layer, "is_quantized_layer", False) for layer in named_modules(self).values())
+        return any(
+            getattr(layer, "is_quantized_layer", False) for layer in named_modules(self, by_layer=False).values()
+        )
 
     @property
     def lora_is_enabled(self) -> bool:
         """Whether any layer carries a LoRA adapter."""
-        return bool(named_variables(self, nnx.LoRAParam))
+        return bool(named_variables(self, nnx.LoRAParam, by_layer=False))
 
     # ------------------------------------------------------------------ parameters
     @property
     def params(self) -> Tree:
-        """Nested dict of the parameters, as they are (no copies)."""
+        """Nested dict of the parameters, as they are (no copies); of stacked layers, `easydel.stacked.Layers`."""
         return nest(views.param_arrays(self))
 
     @property
@@ -281,7 +283,7 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
         return self._mark_sharded(mesh)
 
     def _mark_sharded(self, mesh: AnyMesh | None) -> Self:
-        for module in named_modules(self).values():
+        for module in named_modules(self, by_layer=False).values():
             if isinstance(module, EasyDeLBaseModule):
                 module.is_sharded = isinstance(mesh, Mesh)
                 module.last_mesh = module.last_mesh if mesh is None else mesh
@@ -299,10 +301,10 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
         return nest(rule_shardings(rules, views.param_arrays(self), self.mesh if mesh is None else mesh))
 
     def _shard_fns(self, partition_rules: PartitionRules | None = None, mesh: Mesh | None = None) -> Tree:
-        return nest(placing.placers(flatten(self._named_shardings(partition_rules, mesh))))
+        return nest(placing.placers(flatten(self._named_shardings(partition_rules, mesh), by_layer=False)))
 
     def _gather_fns(self, partition_rules: PartitionRules | None = None, mesh: Mesh | None = None) -> Tree:
-        checked = flatten(self._named_shardings(partition_rules, mesh))
+        checked = flatten(self._named_shardings(partition_rules, mesh), by_layer=False)
         return nest(dict.fromkeys(checked, gather))
 
     def _apply_sharding_fns(

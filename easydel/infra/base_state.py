@@ -59,7 +59,7 @@ class EasyDeLState:
         Raises:
             ValueError: `grads` is a tree of another structure.
         """
-        if flatten(grads).keys() != flatten(self.params).keys():
+        if flatten(grads, by_layer=False).keys() != flatten(self.params, by_layer=False).keys():
             raise ValueError("grads must be a tree like state.params, as jax.grad over them returns it")
         updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
         params = optax.apply_updates(self.params, updates)

@@ -54,14 +54,14 @@ def sharded_module(
     rngs = nnx.Rngs(0) if rngs is None else rngs
     ordinary = list(rngs) == ["default"]  # then its shapes can be had several times as fast
     module = lazy_module(cls, config, mesh, rules, rngs=None if ordinary else rngs, **options)
-    variables, plain = named_variables(module), placing.plain_arrays(module)
+    variables, plain = named_variables(module, by_layer=False), placing.plain_arrays(module)
     options = {name: value for name, value in options.items() if name != "strict"}
     usual = {"dtype": jnp.float32, "param_dtype": jnp.float32, "precision": None}
 
     def make() -> list[jax.Array]:
         streams = _copied(rngs)
         built = construct(cls, config, **usual | options, rngs=streams)
-        made, kept = named_variables(built), placing.plain_arrays(built)
+        made, kept = named_variables(built, by_layer=False), placing.plain_arrays(built)
         arrays = [*(made[path].get_value() for path in variables), *(getattr(*kept[path]) for path in plain)]
         return arrays + jax.tree.leaves(nnx.state(streams))
 

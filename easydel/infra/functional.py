@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from easydel.paths import named_variables, split, to_state
+from easydel.stacked import layer_paths
 
 
 def bind(graphdef: Any, params: Any, other: Any) -> Any:
@@ -44,8 +45,12 @@ def set_dropout(module: nnx.Module, rngs: jax.Array | nnx.Rngs | None) -> None:
     key = rngs() if isinstance(rngs, nnx.Rngs) else rngs
     if jax.numpy.issubdtype(key.dtype, jax.numpy.integer):
         key = jax.random.wrap_key_data(key)
-    for index, variable in enumerate(named_variables(module, nnx.RngKey).values()):
-        stored = variable.get_value()
-        fresh = jax.random.fold_in(key, index)
+    index = {path: n for n, path in enumerate(named_variables(module, nnx.RngKey))}
+    for path, variable in named_variables(module, nnx.RngKey, by_layer=False).items():
+        stored, layers = variable.get_value(), layer_paths(path)
+        if layers is None:
+            fresh = jax.random.fold_in(key, index[path])
+        else:  # each layer's own
+            fresh = jax.vmap(jax.random.fold_in, (None, 0))(key, jax.numpy.asarray([index[p] for p in layers]))
         typed = jax.numpy.issubdtype(stored.dtype, jax.dtypes.prng_key)
         variable.set_value(fresh if typed else jax.random.key_data(fresh))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from easydel.sharding import (
     rule_shardings,
     spread_spec,
 )
+from easydel.stacked import layer_of, layer_paths
 
 
 def rules_in_force(module: Any) -> PartitionRules:
@@ -43,27 +45,28 @@ def mesh_of(module_or_config: Any, mesh: Any) -> AnyMesh:
 
 
 def plain_arrays(module: nnx.Module) -> dict[str, tuple[nnx.Module, str]]:
-    """Return path → (module, attribute) of the arrays that modules keep outside variables."""
+    """Return path → (module, attribute) of the arrays that modules keep outside variables, as they are stored."""
     return {
         f"{path}/{name}" if path else name: (node, name)
-        for path, node in named_modules(module).items()
+        for path, node in named_modules(module, by_layer=False).items()
         for name, value in vars(node).items()
         if isinstance(value, jax.Array | jax.ShapeDtypeStruct)
     }
 
 
 def module_shardings(module: Any, rules: PartitionRules, mesh: AnyMesh, *, strict: bool = False) -> dict[str, Any]:
-    """Return path → sharding of every array: parameters by the rules, other state replicated."""
-    params = {path: v.get_value() for path, v in named_variables(module, nnx.Param).items()}
+    """Return path → sharding of every array as it is stored: parameters by the rules, other state replicated."""
+    variables = named_variables(module, by_layer=False)
+    params = {path: v.get_value() for path, v in variables.items() if isinstance(v, nnx.Param)}
     shardings: dict[str, Any] = dict(rule_shardings(rules, params, mesh, strict=strict))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return {path: shardings.get(path, everywhere) for path in (*named_variables(module), *plain_arrays(module))}
+    return {path: shardings.get(path, everywhere) for path in (*variables, *plain_arrays(module))}
 
 
 def explain(module: Any, rules: PartitionRules | None, mesh: Any) -> ShardingExplanation:
     """Work out what rules make of a module on a mesh; see `EasyDeLBaseModule.explain_sharding`."""
-    arrays = {path: variable.get_value() for path, variable in named_variables(module).items()}
-    params = {path: arrays.pop(path) for path in named_variables(module, nnx.Param)}
+    arrays = {path: variable.get_value() for path, variable in named_variables(module, by_layer=False).items()}
+    params = {path: arrays.pop(path) for path in named_variables(module, nnx.Param, by_layer=False)}
     arrays |= {path: getattr(node, name) for path, (node, name) in plain_arrays(module).items()}
     rules = rules_in_force(module) if rules is None else rules
     return explain_rules(rules, params, mesh_of(module, mesh), arrays)
@@ -73,8 +76,12 @@ def spread_shardings(module: nnx.Module, mesh: Mesh) -> dict[str, Any]:
     """Return path → sharding that splits each parameter over all devices; warns of those that cannot be split."""
     check_mesh(mesh)
     shardings, whole = dict.fromkeys(plain_arrays(module), NamedSharding(mesh, PartitionSpec())), []
-    for path, variable in named_variables(module).items():
-        spec = spread_spec(variable.get_value().shape, mesh) if isinstance(variable, nnx.Param) else PartitionSpec()
+    for path, variable in named_variables(module, by_layer=False).items():
+        layers = 1 if layer_paths(path) else 0  # a scan takes one layer at a time: that axis stays whole
+        spec: PartitionSpec | None = PartitionSpec()
+        if isinstance(variable, nnx.Param):
+            spec = spread_spec(variable.get_value().shape[layers:], mesh)
+            spec = None if spec is None else PartitionSpec(*(None,) * layers, *spec)
         if spec is None:
             whole.append(path)
         shardings[path] = NamedSharding(mesh, spec or PartitionSpec())
@@ -88,8 +95,8 @@ def spread_shardings(module: nnx.Module, mesh: Mesh) -> dict[str, Any]:
 
 
 def apply_to_arrays(module: nnx.Module, function: Callable[[str, Any], Any]) -> None:
-    """Replace each array by `function(path, array)`, one after the other (little extra memory)."""
-    for path, variable in named_variables(module).items():
+    """Replace each array, as it is stored, by `function(path, array)`, one after the other (little extra memory)."""
+    for path, variable in named_variables(module, by_layer=False).items():
         variable.set_value(function(path, variable.get_value()))
     for path, (node, name) in plain_arrays(module).items():
         setattr(node, name, nnx.data(function(path, getattr(node, name))))
@@ -97,16 +104,27 @@ def apply_to_arrays(module: nnx.Module, function: Callable[[str, Any], Any]) -> 
 
 def placers(shardings: Mapping[str, Any]) -> dict[str, Callable[[Any], jax.Array]]:
     """Return path → function that puts an array where its sharding says."""
+    return {path: Placer(sharding) for path, sharding in shardings.items()}
 
-    def placer(sharding: Any) -> Callable[[Any], jax.Array]:
-        return lambda array: place(array, sharding)
 
-    return {path: placer(sharding) for path, sharding in shardings.items()}
+@dataclass(frozen=True)
+class Placer:
+    """A function that puts an array where `sharding` says."""
+
+    sharding: Any
+
+    def __call__(self, array: Any) -> jax.Array:
+        """Return the array there."""
+        return place(array, self.sharding)
+
+    def of_layer(self, index: int) -> Placer:
+        """Return the function for one layer of a stack's."""
+        return Placer(layer_of(self.sharding, index))
 
 
 def apply_to_tree(tree: Any, rules: PartitionRules, mesh: Mesh, *, is_gather: bool) -> Any:
     """Return a new tree of the same kind (nested dict or `nnx.State`) with every leaf sharded, or gathered."""
-    flat = flatten(tree)
+    flat = flatten(tree, by_layer=False)
     if is_gather:
         moved = {path: gather(leaf) for path, leaf in flat.items()}
     else:

@@ -91,7 +91,7 @@ def differences(module: Any, configs: Configs) -> Differences:
 @functools.lru_cache(maxsize=32)
 def _compare(module_class: Any, present: Any, other: Any) -> Differences:
     pair = [abstract_module(module_class, config) for config in (present, other)]
-    before, after = ({p: tuple(v.get_value().shape) for p, v in named_variables(m).items()} for m in pair)
+    before, after = ({p: tuple(v.shape) for p, v in named_variables(m).items()} for m in pair)
     axes = {}
     for path in sorted(before.keys() | after.keys()):
         old, new = before.get(path), after.get(path)

@@ -14,6 +14,7 @@ from easydel.errors import ShardingError
 from easydel.sharding.mesh import AnyMesh, check_mesh
 from easydel.sharding.placement import DroppedAxis, FitReport, fit_spec
 from easydel.sharding.rules import PartitionRules, RuleMatch, compile_rules, find_matches, summary
+from easydel.stacked import layer_paths
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,10 +25,11 @@ class Placement:
     """Where an array goes, and why.
 
     Attributes:
-        path: of the array.
+        path: of the array, as it is stored: equal layers that are stored stacked have one.
         shape: of the whole of it.
         dtype: its name.
-        rule: position of the rule that decides; `None` for a scalar, or for state that is no parameter.
+        rule: position of the rule that decides, of layers stored stacked that of the first; `None` for a scalar, or for
+            state that is no parameter.
         pattern: of that rule.
         requested: the spec that the rule asks for.
         actual: the spec it gets.
@@ -50,7 +52,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class RuleUse:
-    """What a rule does.
+    """What a rule does; of layers stored stacked, each layer's parameter counts.
 
     Attributes:
         index: its position.
@@ -193,13 +195,14 @@ def explain_rules(
     whole = RuleMatch(None, None, PartitionSpec())
     others = [_placement(path, leaf, whole, mesh) for path, leaf in (state or {}).items()]
     ids = [device.id for device in mesh.devices.flat] if isinstance(mesh, Mesh) else range(mesh.size)
-    paths = [path for path, match in matches.items() if match.index is not None]
+    decided = [path for path, match in matches.items() if match.index is not None]
+    paths = [layer for path in decided for layer in layer_paths(path) or [path]]
     return ShardingExplanation(
         axes=tuple(mesh.shape.items()),
         device_ids=tuple(ids),
         parameters=tuple(rows),
         state=tuple(others),
-        rules=tuple(_rule_uses(rules, paths, matches)),
+        rules=tuple(_rule_uses(rules, paths)),
     )
 
 
@@ -222,12 +225,12 @@ def _placement(path: str, leaf: Any, match: RuleMatch, mesh: AnyMesh) -> Placeme
     )
 
 
-def _rule_uses(rules: PartitionRules, paths: Iterable[str], matches: Mapping[str, RuleMatch]) -> list[RuleUse]:
-    uses = []
-    winners = {path: matches[path].index for path in paths}
+def _rule_uses(rules: PartitionRules, paths: Iterable[str]) -> list[RuleUse]:
+    paths, uses = list(paths), []
+    winners: dict[str, int] = {}
     for index, (regex, spec) in enumerate(compile_rules(rules)):
-        found = [winners[path] for path in winners if regex.search(path)]
-        earlier = sorted({winner for winner in found if winner is not None and winner != index})
+        found = [winners.setdefault(path, index) for path in paths if regex.search(path)]
+        earlier = sorted({winner for winner in found if winner != index})
         behind = tuple((winner, found.count(winner)) for winner in earlier)
         uses.append(RuleUse(index, regex.pattern, spec, found.count(index), len(found), behind))
     return uses

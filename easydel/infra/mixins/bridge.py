@@ -169,7 +169,7 @@ class EasyBridgeMixin:
         from easydel.hub.card import model_card
         from easydel.hub.push import push_to_hub
 
-        count = sum(v.get_value().size for v in named_variables(self, nnx.Param).values())  # type: ignore[arg-type]
+        count = sum(v.get_value().size for v in named_variables(self, nnx.Param, by_layer=False).values())  # type: ignore[arg-type]
         card = model_card(
             repo_id,
             model_type=self.model_type,
