@@ -1,10 +1,11 @@
 """Caches: what layers keep between calls, as pytrees that are updated without mutation."""
 
 from easydel.caching.attention import AttentionCache
-from easydel.caching.cache import Cache, LayerCache
+from easydel.caching.cache import Cache, LayerCache, caching_layers
 from easydel.caching.cross import CrossAttentionCache, EncoderDecoderCache
 from easydel.caching.recurrent import RecurrentCache
 from easydel.caching.sliding import SlidingCache
+from easydel.caching.stacked import StackedCaches
 
 __all__ = [
     "AttentionCache",
@@ -14,4 +15,6 @@ __all__ = [
     "LayerCache",
     "RecurrentCache",
     "SlidingCache",
+    "StackedCaches",
+    "caching_layers",
 ]

@@ -8,8 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from easydel.caching.stacked import StackedCaches
+from easydel.paths import named_modules
+
 LayerCache = Any
 """A layer's cache: a pytree with `grow(max_length)`, whose layer knows how to update it."""
+
+
+def caching_layers(module: Any) -> list[Any]:
+    """Return the outermost modules that make caches (`init_cache`), in order."""
+    found: dict[str, Any] = {}
+    for path, inner in named_modules(module).items():  # outer ones come first
+        inside = any(path == outer or path.startswith(f"{outer}/" if outer else "") for outer in found)
+        if hasattr(inner, "init_cache") and not inside:
+            found[path] = inner
+    return list(found.values())
 
 
 @jax.tree_util.register_dataclass
@@ -20,7 +33,7 @@ class Cache:
     A *slot* is a place in the sequence, padding included; slots are filled from 0 on.
 
     Attributes:
-        layers: one cache per caching layer, in order.
+        layers: one cache per caching layer, in order; of layers that run in a scan, `StackedCaches`.
         valid: bool `[batch, max_length]`, whether a slot holds a token (not padding, not empty); `None` if no layer
             looks back at single slots, as in recurrent models, whose caches have no length.
         index: int32 `[]`, the number of slots written.
@@ -29,7 +42,7 @@ class Cache:
         is_empty: whether nothing was written yet (static): new tokens then need to look at one another only.
     """
 
-    layers: tuple[LayerCache, ...]
+    layers: tuple[LayerCache, ...] | StackedCaches
     valid: jax.Array | None
     index: jax.Array
     seen: jax.Array
@@ -38,7 +51,7 @@ class Cache:
 
     @classmethod
     def create(
-        cls, layers: tuple[LayerCache, ...], batch_size: int, max_length: int | None, starts: jax.Array
+        cls, layers: tuple[LayerCache, ...] | StackedCaches, batch_size: int, max_length: int | None, starts: jax.Array
     ) -> Cache:
         """Make an empty cache around the layers' empty caches; `max_length=None`: without an end."""
         return cls(
@@ -83,7 +96,7 @@ class Cache:
         cache = replace(self, valid=valid, index=self.index + length, seen=running[:, -1], is_empty=False)
         return cache, new, jnp.maximum(running - 1, 0)
 
-    def with_layers(self, layers: tuple[LayerCache, ...]) -> Cache:
+    def with_layers(self, layers: tuple[LayerCache, ...] | StackedCaches) -> Cache:
         """Return the cache with the layers' updated caches."""
         return replace(self, layers=layers)
 
@@ -94,6 +107,8 @@ class Cache:
             if max_length < valid.shape[1]:
                 raise ValueError(f"a cache of {self.max_length} positions cannot grow to {max_length}")
             valid = jnp.pad(valid, ((0, 0), (0, max_length - valid.shape[1])))
+        if isinstance(self.layers, StackedCaches):
+            return replace(self, valid=valid, layers=self.layers.grow(max_length))
         return replace(self, valid=valid, layers=tuple(layer.grow(max_length) for layer in self.layers))
 
     def _check(self, attention_mask: jax.Array | None, batch: int, length: int) -> None:

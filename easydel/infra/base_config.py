@@ -60,6 +60,8 @@ class EasyDeLBaseConfig(PreTrainedConfig):
             CPUs), `"blocks"` (the rows of each expert in turn) or `"auto"` (on a CPU the second, without it the third).
         gradient_checkpointing: what a block keeps for its backward pass: `"none"` (no rematerialisation), `"full"`
             (only its input), `"dots"` (matrix products), `"dots_no_batch"` (matrix products with weights).
+        scan_layers: whether equal layers are stored stacked and run by a scan, so that a block is compiled once however
+            many there are. Paths, files and results do not change.
     """
 
     source_directory: ClassVar[str | None] = None
@@ -72,6 +74,7 @@ class EasyDeLBaseConfig(PreTrainedConfig):
         "attn_block_size",
         "moe_mechanism",
         "gradient_checkpointing",
+        "scan_layers",
     )
 
     sharding_axis_dims: list[int] | tuple[int, ...] = DEFAULT_AXIS_DIMS
@@ -80,6 +83,7 @@ class EasyDeLBaseConfig(PreTrainedConfig):
     attn_block_size: int = 128
     moe_mechanism: str = "auto"
     gradient_checkpointing: str = "none"
+    scan_layers: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -10,6 +10,7 @@ from easydel.layers.mlp import MLP, GatedMLP
 from easydel.layers.moe import SparseMoE
 from easydel.layers.norms import GatedRMSNorm, RMSNorm, layer_norm
 from easydel.layers.rotary import RotaryEmbedding
+from easydel.layers.scan import ScannedLayers, make_layers
 from easydel.layers.ssm import StateSpaceMixer
 from easydel.layers.stack import LayerInputs, LayerOutput, LayerStack
 
@@ -29,11 +30,13 @@ __all__ = [
     "RMSNorm",
     "RelativePositions",
     "RotaryEmbedding",
+    "ScannedLayers",
     "SparseMoE",
     "StateSpaceMixer",
     "activation",
     "attention_fields",
     "layer_norm",
     "make_dropout",
+    "make_layers",
     "mlp_fields",
 ]

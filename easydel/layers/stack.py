@@ -29,6 +29,7 @@ class LayerInputs:
         encoded: an encoder's states, `[batch, source, hidden]`, for layers that attend to them.
         encoded_valid: bool `[batch, source]`, which of them hold a token; `None`: all.
         output_attentions: whether layers return their attention weights (static).
+        output_hidden_states: whether what each layer is given will be asked for (static).
     """
 
     rotary: tuple[jax.Array, jax.Array] | None
@@ -38,6 +39,7 @@ class LayerInputs:
     encoded: jax.Array | None = None
     encoded_valid: jax.Array | None = None
     output_attentions: bool = field(default=False, metadata={"static": True})
+    output_hidden_states: bool = field(default=False, metadata={"static": True})
 
     def replace(self, **changes: Any) -> LayerInputs:
         """Return a copy with some fields changed."""
@@ -74,13 +76,15 @@ class StackOutput:
 
     Attributes:
         hidden: `[batch, seq, hidden]`, of the last layer.
-        inputs: what each layer was given, `[batch, seq, hidden]`.
-        layers: what each layer gave back, but for its hidden states.
+        inputs: what each layer was given, `[batch, seq, hidden]`; layers in a scan tell it only if it is asked for.
+        layers: what each layer gave back; its hidden states and cache are not meant to be read here.
+        caches: the updated caches, of the kind that were given.
     """
 
     hidden: jax.Array
     inputs: tuple[jax.Array, ...]
     layers: tuple[LayerOutput, ...]
+    caches: Any = ()
 
     def replace(self, **changes: Any) -> StackOutput:
         """Return a copy with some fields changed."""
@@ -112,9 +116,7 @@ class LayerStack(nnx.List):
         first = {kind: nnx.split(make(kind)) for kind in dict.fromkeys(kinds)}
         return cls([nnx.merge(*first[kind], copy=True) for kind in kinds])
 
-    def run(
-        self, hidden: jax.Array, inputs: LayerInputs, caches: tuple[Any, ...] | None, remat: str = "none"
-    ) -> StackOutput:
+    def run(self, hidden: jax.Array, inputs: LayerInputs, caches: Any, remat: str = "none") -> StackOutput:
         """Run all blocks.
 
         Args:
@@ -130,15 +132,20 @@ class LayerStack(nnx.List):
             out = _run_block(block, hidden, inputs, None if caches is None else caches[position], remat)
             hidden = constrain(out.hidden, "batch", "sequence", None)
             outputs.append(out)
-        return StackOutput(hidden, tuple(states), tuple(outputs))
+        kept = tuple(out.cache for out in outputs if out.cache is not None)
+        return StackOutput(hidden, tuple(states), tuple(outputs), kept)
 
 
 def _run_block(block: Any, hidden: jax.Array, inputs: LayerInputs, cache: Any, remat: str) -> LayerOutput:
     if remat == "none":
         return block(hidden, inputs, cache)
-    policy = {
+    return nnx.remat(lambda b, *args: b(*args), policy=remat_policy(remat))(block, hidden, inputs, cache)
+
+
+def remat_policy(remat: str) -> Any:
+    """Return `jax.checkpoint`'s policy for a `gradient_checkpointing` other than `"none"`."""
+    return {
         "full": None,
         "dots": jax.checkpoint_policies.dots_saveable,
         "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     }[remat]
-    return nnx.remat(lambda b, *args: b(*args), policy=policy)(block, hidden, inputs, cache)

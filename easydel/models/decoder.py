@@ -14,7 +14,7 @@ from easydel.caching import Cache
 from easydel.errors import UnsupportedError
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.forward import check_length
-from easydel.layers import Embed, LayerInputs, LayerStack, RMSNorm, RotaryEmbedding
+from easydel.layers import Embed, LayerInputs, RMSNorm, RotaryEmbedding, make_layers
 from easydel.layers.linear import normal_init
 from easydel.layers.stack import StackOutput
 from easydel.models.inputs import embed_or_take, extras_asked, place_tokens
@@ -57,8 +57,11 @@ class Decoder(EasyDeLBaseModule):
             **dtypes,
         )
         make = type(self).block_class
-        self.layers = LayerStack.build(
-            lambda kind: make(config, kind, precision=precision, rngs=rngs, **dtypes), self.layer_kinds(config), rngs
+        self.layers = make_layers(
+            lambda kind: make(config, kind, precision=precision, rngs=rngs, **dtypes),
+            self.layer_kinds(config),
+            rngs,
+            scan=config.scan_layers,
         )
         self.norm = self.make_norm()
         self.rotary = self.make_rotary()
@@ -148,13 +151,14 @@ class Decoder(EasyDeLBaseModule):
             mask=mask,
             tokens=tokens,
             output_attentions=with_attentions,
+            output_hidden_states=with_states,
         )
         remat = self.config.gradient_checkpointing
         out = self.layers.run(hidden, inputs, None if cache is None else cache.layers, remat)
         hidden = self.norm(out.hidden)
         return BaseModelOutput(
             last_hidden_state=hidden,
-            cache=None if cache is None else cache.with_layers(out.collect("cache")),
+            cache=None if cache is None else cache.with_layers(out.caches),
             hidden_states=self.hidden_states(out, hidden) if with_states else None,
             attentions=(out.collect("attention") or None) if with_attentions else None,
             router_logits=out.collect("router_logits") or None,

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.forward import check_length
-from easydel.layers import Embed, LayerInputs, LayerStack
+from easydel.layers import Embed, LayerInputs, make_layers
 from easydel.layers.linear import normal_init
 from easydel.models.inputs import embed_or_take, extras_asked, place_tokens
 from easydel.outputs import BaseModelOutput
@@ -43,10 +43,11 @@ class Encoder(EasyDeLBaseModule):
         rngs = nnx.Rngs(0) if rngs is None else rngs
         self.embed_tokens = self.table(config.vocab_size, rngs, padding_idx=config.pad_token_id)
         make = type(self).block_class
-        self.layers = LayerStack.build(
+        self.layers = make_layers(
             lambda kind: make(config, kind, precision=precision, rngs=rngs, **self.dtypes),
             self.layer_kinds(config),
             rngs,
+            scan=config.scan_layers,
         )
 
     @property
@@ -128,7 +129,13 @@ class Encoder(EasyDeLBaseModule):
         positions = positions if position_ids is None else jnp.broadcast_to(jnp.asarray(position_ids), (batch, length))
         types = jnp.zeros((batch, length), jnp.int32) if token_type_ids is None else jnp.asarray(token_type_ids)
         hidden = self.place(hidden, positions, types)
-        inputs = LayerInputs(rotary=None, mask=mask, tokens=tokens, output_attentions=with_attentions)
+        inputs = LayerInputs(
+            rotary=None,
+            mask=mask,
+            tokens=tokens,
+            output_attentions=with_attentions,
+            output_hidden_states=with_states,
+        )
         out = self.layers.run(hidden, inputs, None, self.config.gradient_checkpointing)
         return BaseModelOutput(
             last_hidden_state=out.hidden,

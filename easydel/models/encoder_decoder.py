@@ -115,7 +115,13 @@ class EncoderDecoder(EasyDeLBaseModule):
         with_states, with_attentions = extras_asked(self.config, output_hidden_states, output_attentions)
         hidden = embed_or_take(self.embed, input_ids, inputs_embeds, self.dtype)
         _, mask, tokens, positions = place_tokens(attention_mask, None, None, *hidden.shape[:2])
-        inputs = LayerInputs(rotary=None, mask=mask, tokens=tokens, output_attentions=with_attentions)
+        inputs = LayerInputs(
+            rotary=None,
+            mask=mask,
+            tokens=tokens,
+            output_attentions=with_attentions,
+            output_hidden_states=with_states,
+        )
         out = self.encoder(hidden, positions, inputs, None)
         return BaseModelOutput(
             last_hidden_state=out.hidden,
@@ -145,11 +151,12 @@ class EncoderDecoder(EasyDeLBaseModule):
             encoded=encoded.last_hidden_state,
             encoded_valid=_source_valid(encoded.last_hidden_state, attention_mask, hidden.shape[0]),
             output_attentions=with_attentions,
+            output_hidden_states=with_states,
         )
         out = self.decoder(hidden, positions, inputs, None if cache is None else cache.layers)
         return Seq2SeqModelOutput(
             last_hidden_state=out.hidden,
-            cache=None if cache is None else cache.with_layers(out.collect("cache")),
+            cache=None if cache is None else cache.with_layers(out.caches),
             decoder_hidden_states=(*out.inputs, out.hidden) if with_states else None,
             decoder_attentions=out.collect("attention") if with_attentions else None,
             cross_attentions=out.collect("cross_attention") if with_attentions else None,

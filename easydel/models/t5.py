@@ -23,10 +23,10 @@ from easydel.layers import (
     GatedMLP,
     LayerInputs,
     LayerOutput,
-    LayerStack,
     RelativePositions,
     RMSNorm,
     make_dropout,
+    make_layers,
 )
 from easydel.layers.linear import normal_init
 from easydel.layers.stack import StackOutput
@@ -176,7 +176,9 @@ class T5Stack(nnx.Module):
             rngs=rngs,
         )
         depth = config.num_decoder_layers if is_decoder else config.num_layers
-        self.layers = LayerStack.build(lambda kind: T5Block(config, kind, **options), [is_decoder] * depth, rngs)
+        self.layers = make_layers(
+            lambda kind: T5Block(config, kind, **options), [is_decoder] * depth, rngs, scan=config.scan_layers
+        )
         self.norm = make_norm(config, dtype, param_dtype)
         self.dropout = make_dropout(config.dropout_rate, rngs)
         self.remat = config.gradient_checkpointing

@@ -145,6 +145,7 @@ RUNTIME = {
     "attn_block_size": 16,
     "moe_mechanism": "ragged",
     "gradient_checkpointing": "full",
+    "scan_layers": True,
 }
 
 

@@ -48,6 +48,8 @@ PROOFS = {
     "mechanisms": Proof("the attention mechanisms agree", "main"),
     "sdpa": Proof("JAX's own attention agrees with ours", "main"),
     "remat": Proof("gradient checkpointing changes no gradient", "main"),
+    "scan": Proof("layers under a scan compute what layers one by one compute, from the same files", "main"),
+    "scan_cache": Proof("layers under a scan keep and generate what layers one by one do", "main", _WRITES),
     "dropout": Proof("dropout is active in training only, and drawn from the keys given", "main"),
     "mask_width": Proof("a cached run takes a mask of the whole sequence so far", "main", _WRITES),
     "gaps": Proof("masked tokens in the middle of a cached run leave the others as they are", "main", _WRITES),

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easydel.caching import Cache, LayerCache
+from easydel.caching import Cache, LayerCache, StackedCaches, caching_layers
 from easydel.calls import takes
-from easydel.paths import named_modules
 from easydel.sharding import activation_mesh
 
 
@@ -39,25 +38,16 @@ class OperationCacheMixin:
             raise ValueError(f"batch_size and max_length must be positive, got {batch_size} and {max_length}")
         starts = _checked_starts(starts, batch_size, max_length)
         with activation_mesh(getattr(self, "mesh", None) if getattr(self, "is_sharded", False) else None):
-            made = [layer.init_cache(batch_size, max_length, self.dtype) for layer in _caching_layers(self)]
+            made = [layer.init_cache(batch_size, max_length, self.dtype) for layer in caching_layers(self)]
         caches: tuple[LayerCache, ...] = tuple(cache for cache in made if cache is not None)
         keeps_slots = not caches or any(getattr(cache, "keeps_slots", True) for cache in caches)
-        return Cache.create(caches, batch_size, max_length if keeps_slots else None, starts)
+        layers = caches[0] if len(caches) == 1 and isinstance(caches[0], StackedCaches) else caches
+        return Cache.create(layers, batch_size, max_length if keeps_slots else None, starts)
 
     @property
     def takes_cache(self) -> bool:
         """Whether the forward pass takes a `cache`."""
         return takes(self, "cache")
-
-
-def _caching_layers(model: Any) -> list[Any]:
-    """Return the outermost modules that make caches, in order."""
-    found: dict[str, Any] = {}
-    for path, module in named_modules(model).items():  # outer ones come first
-        inside = any(path.startswith(f"{outer}/") for outer in found)
-        if hasattr(module, "init_cache") and not inside:
-            found[path] = module
-    return list(found.values())
 
 
 def _checked_starts(starts: Any, batch_size: int, max_length: int) -> jax.Array:
