@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
 import jax
 import jax.numpy as jnp
 
@@ -12,12 +16,29 @@ LEAST_BYTES = 256 << 10
 """Where XLA's product takes over: more rows, or a kernel so small that dividing it among threads does not pay."""
 
 
+_SLICED: ContextVar[bool] = ContextVar("easydel_kernels_are_sliced", default=False)
+
+
+@contextlib.contextmanager
+def kernels_are_sliced() -> Iterator[None]:
+    """Leave products to XLA inside the block, because kernels are slices of larger arrays, as those in a scan are.
+
+    Ours would need a copy of each slice first, which costs more than the product; XLA reads it where it lies.
+    """
+    token = _SLICED.set(True)
+    try:
+        yield
+    finally:
+        _SLICED.reset(token)
+
+
 def serves_few_rows(x: jax.Array, kernel: jax.Array) -> bool:
     """Whether `few_rows` is the better way to multiply `[rows, in]` by `[in, out]` where both are on a CPU."""
     return (
         x.dtype == kernel.dtype == jnp.float32
         and 0 < x.shape[0] <= MOST_ROWS
         and kernel.size * 4 >= LEAST_BYTES
+        and not _SLICED.get()
         and library.is_available()
     )
 

@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from easydel import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, ShardingError
+from easydel import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, ShardingError, native
 from easydel.layers import LayerOutput, ScannedLayers
 from easydel.layers.periods import ranges_of
 from easydel.paths import flatten, named_modules, named_variables, nest
@@ -198,3 +198,12 @@ def test_blocks_that_know_their_number_are_not_stored_together() -> None:
     numbers = iter(range(3))
     with pytest.raises(ValueError, match="layers 0 and 1 are of one kind but built differently"):
         ScannedLayers.build(lambda kind: Numbered(next(numbers)), ["a"] * 3, nnx.Rngs(0))
+
+
+def test_products_in_a_scan_are_left_to_xla() -> None:
+    rows, kernel = jnp.ones((1, 256)), jnp.ones((256, 256))
+    elsewhere = native.serves_few_rows(rows, kernel)
+    assert elsewhere == native.is_available()
+    with native.kernels_are_sliced():
+        assert not native.serves_few_rows(rows, kernel)
+    assert native.serves_few_rows(rows, kernel) == elsewhere
