@@ -28,10 +28,11 @@ below. This page is written by `make families`, which runs them and refuses to w
 | — | the family is not held to it, for the reason below the table |
 
 *Allowed* is the largest error that passes; where a proof compares in two ways, with transformers and with itself, that
-of the looser. A gradient that is next to nothing is compared with a thousandth of the model's largest. All is
-float32, except in the proof of bfloat16; the error in the proof of dropout is that of the run without it.
+of the looser. A gradient that is next to nothing is compared with a thousandth of the model's largest, under a
+scan every gradient with that largest. All is float32, except in the proof of bfloat16; the error in the proof of
+dropout is that of the run without it.
 
-The errors are rounding, which differs between machines and versions, hence one digit. These are of one run on a CPU,
+The errors are rounding, which differs between machines and versions, hence one digit. These were measured on a CPU,
 as `tests/conftest.py` sets it up (compiled without LLVM's optimisations), with
 {versions}.
 """

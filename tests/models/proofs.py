@@ -64,6 +64,7 @@ SECTIONS = {
     ),
     "Training": ("gradients", "padding_token", "remat", "dropout", "fresh"),
     "Caches and generation": ("cache", "mask_width", "gaps", "generate", "end_of_text", "right_padding"),
+    "Layers under a scan": ("scan", "scan_cache"),
     "Weights and devices": ("to_torch", "files", "bfloat16", "sharding"),
     "Config and options": ("fields", "refused", "mechanisms", "sdpa"),
 }  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from easydel.paths import flatten
-from tests.models.pairs import Jitted, Pair, array, close, load_ours, pair
+from tests.models.pairs import Jitted, Pair, array, close, equal, load_ours, pair
 from tests.models.table import cases
 
 SAME = 1e-5  # the same sums, fused otherwise: 2e-6 were seen
@@ -66,7 +66,7 @@ def compare(model: Any, family: str, variant: str) -> None:
     gradients = flatten(gradients)
     assert gradients.keys() == wanted.keys()
     for path, gradient in gradients.items():
-        assert np.abs(array(gradient) - array(wanted[path])).max() <= SAME * largest, path
+        close(gradient, wanted[path], SAME, path, least=largest)
 
 
 def identical(one: Any, two: Any) -> None:
@@ -74,9 +74,10 @@ def identical(one: Any, two: Any) -> None:
     assert left.keys() == right.keys()
     for path in left:
         assert left[path].dtype == right[path].dtype, path
-        np.testing.assert_array_equal(left[path], right[path], err_msg=path)
+        equal(left[path], right[path], path)
 
 
+@pytest.mark.proof("scan")
 @pytest.mark.parametrize(("family", "variant"), cases("scan"))
 def test_outputs_and_gradients_under_a_scan(family: str, variant: str) -> None:
     case, model = deep(family, variant), scanned(family, variant)
@@ -85,6 +86,7 @@ def test_outputs_and_gradients_under_a_scan(family: str, variant: str) -> None:
     assert model.flops_per_token(1, 8) == case.ours.flops_per_token(1, 8)
 
 
+@pytest.mark.proof("scan")
 @pytest.mark.parametrize(("family", "variant"), cases("scan"))
 def test_outputs_and_gradients_under_a_scan_on_eight_devices(family: str, variant: str) -> None:
     case = deep(family, variant)
@@ -104,6 +106,7 @@ def test_outputs_and_gradients_under_a_scan_on_eight_devices(family: str, varian
     identical(sharded.gather_model(), case.ours)
 
 
+@pytest.mark.proof("scan_cache")
 @pytest.mark.parametrize(("family", "variant"), cases("scan_cache"))
 def test_caches_and_generation_under_a_scan(family: str, variant: str) -> None:
     case, model = deep(family, variant), scanned(family, variant)
@@ -121,9 +124,10 @@ def test_caches_and_generation_under_a_scan(family: str, variant: str) -> None:
         owner.generate(**case.continuing(ids, mask), max_new_tokens=8, do_sample=False).sequences
         for owner in (case.ours, model)
     )
-    np.testing.assert_array_equal(scanned_tokens, one_by_one)
+    equal(scanned_tokens, one_by_one, "tokens")
 
 
+@pytest.mark.proof("scan")
 @pytest.mark.parametrize(("family", "variant"), cases("scan"))
 def test_files_and_trees_are_those_of_layers_one_by_one(family: str, variant: str, tmp_path: Path) -> None:
     case, model = deep(family, variant), scanned(family, variant)

@@ -22,7 +22,7 @@ def test_every_built_in_family_stands_in_the_table_with_its_tasks() -> None:
 @pytest.mark.parametrize("proof", PROOFS)
 def test_every_proof_is_a_test_and_run_somewhere(proof: str) -> None:
     assert f'cases("{proof}")' in TESTS
-    assert TESTS.count(f'proof("{proof}"') == 1, "the mark by which its measurements are known"
+    assert f'proof("{proof}"' in TESTS, "the mark by which its measurements are known"
     assert cases(proof)
 
 
