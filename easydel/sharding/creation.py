@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import JaxprEqn, Literal, jaxprs_in_params
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 # What gives each element the same bits, however many of them a device computes: exact or correctly rounded arithmetic,
 # JAX's counter-based random bits, and the samplers made of them. Logarithms and their like are not among these, as
@@ -20,16 +20,16 @@ from jax.sharding import Sharding
 _PER_ELEMENT = frozenset({
     "abs", "add", "and", "bitcast_convert_type", "broadcast_in_dim", "clamp", "convert_element_type", "copy", "div",
     "eq", "erf_inv", "ge", "gt", "jit", "le", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "random_bits",
-    "select_n", "shift_left", "shift_right_logical", "sign", "sqrt", "sub", "xor",
+    "select_n", "shift_left", "shift_right_logical", "sign", "sqrt", "stack", "sub", "xor",
 })  # fmt: skip
 
 
 def create_arrays(make: Callable[[], Sequence[jax.Array]], shardings: Sequence[Sharding | None]) -> list[jax.Array]:
     """Run `make` and put each array it returns where its sharding says, without ever having them all in one place.
 
-    A matrix that `make` draws at random is computed in parts, by each device its own. What has at most one dimension,
-    or is made by more than arithmetic on each element, is computed whole on one device and then spread. The numbers
-    are those of `make()` on one device, bit by bit, whatever the shardings.
+    A matrix that `make` draws at random, or a stack of such, is computed in parts, by each device its own. What has at
+    most one dimension, or is made by more than arithmetic on each element, is computed whole on one device and then
+    spread. The numbers are those of `make()` on one device, bit by bit, whatever the shardings.
 
     Args:
         make: takes nothing and returns arrays; traced once. Extra work whose results it does not return is left out.
@@ -84,8 +84,20 @@ def _places(jaxpr: Any, shardings: Sequence[Sharding | None]) -> dict[Any, Shard
             places |= dict.fromkeys(needed)
         (place,) = {places[var] for var in needed}
         for var in eqn.invars:
-            want(var, place if getattr(var.aval, "shape", None) == needed[0].aval.shape else None)
+            want(var, _argument_place(eqn, var, place))
     return places
+
+
+def _argument_place(eqn: JaxprEqn, var: Any, place: Sharding | None) -> Sharding | None:
+    """Return how an argument lies whose operation's result lies as `place` says."""
+    shape, made = getattr(var.aval, "shape", ()), getattr(eqn.outvars[0].aval, "shape", None)
+    if shape == made:
+        return place
+    if eqn.primitive.name == "stack" and isinstance(place, NamedSharding) and len(shape) > 1:
+        entries, axis = [*place.spec, *[None] * (len(shape) + 1 - len(place.spec))], eqn.params["axis"]
+        if entries.pop(axis) is None:
+            return NamedSharding(place.mesh, PartitionSpec(*entries), memory_kind=place.memory_kind)
+    return None
 
 
 def _is_per_element(eqn: JaxprEqn) -> bool:

@@ -54,6 +54,11 @@ def zeros(cls: Any, config: Any) -> Any:
     return model
 
 
+def bits(array: jax.Array) -> np.ndarray:
+    is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(array) if is_key else array)
+
+
 def held(model: nnx.Module) -> dict[int, int]:
     """Return device → bytes of a model's arrays there."""
     counts: Counter[int] = Counter()

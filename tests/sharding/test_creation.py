@@ -20,7 +20,7 @@ from easydel import (
 from easydel.paths import flatten, named_variables
 from easydel.sharding import create_arrays
 from tests.models.table import FAMILIES
-from tests.sharding.held import MESHES, family, held, live, mesh_named
+from tests.sharding.held import MESHES, bits, family, held, live, mesh_named
 
 P = PartitionSpec
 pytestmark = pytest.mark.filterwarnings(r"ignore:\d+ mesh axis\(es\) dropped")
@@ -28,11 +28,6 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:\d+ mesh axis\(es\) dropped")
 TURNS = ("fsdp", "mixed", "tp", "dp", "five", "six")
 ON = [(name, "experts" if name == "mixtral" else TURNS[i % len(TURNS)]) for i, name in enumerate(FAMILIES)]
 IDS = jnp.asarray(np.random.default_rng(0).integers(0, 64, (8, 6)), jnp.int32)
-
-
-def bits(array):
-    is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(array) if is_key else array)
 
 
 def assert_equal(got, want):

@@ -27,6 +27,7 @@ MODELS = {
     ),
 }  # fmt: skip
 MESHES = ("fsdp", "mixed", "tp")
+SCANNED = LlamaForCausalLM, LlamaConfig.from_dict({**LLAMA.to_dict(), "scan_layers": True})
 
 
 def bound(model) -> int:
@@ -73,9 +74,11 @@ def test_loading_and_saving(name, which, checkpoint, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, again.params, first.params)
 
 
-@pytest.mark.parametrize(("name", "which"), [*(("llama", which) for which in MESHES), ("mixtral", "experts")])
+@pytest.mark.parametrize(
+    ("name", "which"), [*(("llama", which) for which in MESHES), ("mixtral", "experts"), ("scanned", "tp")]
+)
 def test_initialising(name, which, monkeypatch):
-    cls, config = MODELS[name]
+    cls, config = SCANNED if name == "scanned" else MODELS[name]
     with measured(monkeypatch, creation, "_run") as peak:
         model = cls.sharded_init(config, mesh_named(which))
     check(peak, model, share=bound(model))
