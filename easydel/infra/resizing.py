@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from easydel.calls import refuse_shapes
 from easydel.errors import ShardingError, UnsupportedError
 from easydel.infra import placing
 from easydel.infra.construct import construct
@@ -39,6 +40,7 @@ def resize(
     if size == old:
         return
     check_special_tokens(module, old, size)
+    refuse_shapes(module, "resizing")
     configs = changed_configs(module.config, size)
     change = differences(module, configs)
     _check_layers(module, change)

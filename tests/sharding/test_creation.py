@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
@@ -161,9 +162,10 @@ def test_a_lazy_model_can_be_planned_with():
         lambda model, _: model.compute_loss(labels=IDS, input_ids=IDS),
         lambda model, path: model.save_pretrained(path),
         lambda model, _: model.to_torch(),
-        lambda model, _: model.to_state(__import__("optax").sgd(0.1)),
+        lambda model, _: model.to_state(optax.sgd(0.1)),
+        lambda model, _: model.resize_token_embeddings(80),
     ],
-    ids=["call", "backbone", "generate", "stream", "loss", "save", "torch", "state"],
+    ids=["call", "backbone", "generate", "stream", "loss", "save", "torch", "state", "resize"],
 )
 def test_what_needs_numbers_says_so(use, tmp_path):
     lazy = LlamaForCausalLM.lazy_init(llama(), mesh_named("tp"))
