@@ -7,6 +7,11 @@ import pytest
 from easydel.native import build, library
 
 
+@pytest.fixture(autouse=True)
+def switched_on(monkeypatch):
+    monkeypatch.delenv("EASYDEL_NATIVE", raising=False)
+
+
 def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch):
     older = tmp_path / "libkernels.so"
     older.write_bytes(b"of an older source")
