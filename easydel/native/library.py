@@ -25,8 +25,8 @@ def is_available() -> bool:
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     except Exception as error:  # of several kinds, as the loader or jaxlib says no
         warnings.warn(
-            f"{LIBRARY.name} does not fit this machine or jaxlib ({error}): decoding runs without it; install easydel "
-            "again, or run python -m easydel.native",
+            f"{LIBRARY.name} does not fit this machine or jaxlib ({error}): products on CPUs go without it; "
+            "install easydel again, or run python -m easydel.native",
             stacklevel=2,
         )
         return False
