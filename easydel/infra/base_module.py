@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
@@ -422,11 +422,26 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
     def _flop(self, config: Any, batch_size: int, sequence_length: int) -> int:
         return flops.forward_flops(type(self), config, batch_size, sequence_length)
 
-    def to_state(self, optimizer: optax.GradientTransformation) -> EasyDeLState:
-        """Return a training state: parameters, optimizer state and step counter."""
+    def to_state(
+        self,
+        optimizer: optax.GradientTransformation,
+        *,
+        trainable: str | Sequence[str] | None = None,
+        frozen: str | Sequence[str] | None = None,
+    ) -> EasyDeLState:
+        """Return a training state: parameters, optimizer state and step counter.
+
+        Args:
+            optimizer: from optax; it sees the trained parameters only.
+            trainable: regular expressions on parameter paths; what none is found in is frozen.
+            frozen: regular expressions on parameter paths; what one is found in is frozen. Give one of the two.
+
+        Raises:
+            ValueError: a pattern matches nothing, or nothing is left to train.
+        """
         from easydel.infra.base_state import EasyDeLState
 
-        return EasyDeLState.create(self, optimizer)
+        return EasyDeLState.create(self, optimizer, trainable=trainable, frozen=frozen)
 
     def float(self) -> Self:  # last: in the class body, `float` means this method from here on
         """Convert to float32."""

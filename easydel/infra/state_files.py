@@ -1,0 +1,93 @@
+"""A training state in a directory, and back onto any mesh."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from easydel.checkpoints import load_arrays, save_arrays
+from easydel.checkpoints.arrays import read_metadata
+from easydel.errors import CheckpointError
+from easydel.infra.construct import abstract_module, config_class_of
+from easydel.infra.registry import get_module_class
+from easydel.infra.state_arrays import named_arrays, optimizer_shardings, with_arrays
+from easydel.infra.trainable import choose
+from easydel.infra.views import param_arrays
+from easydel.paths import nest, split
+
+KIND = "easydel training state"
+
+
+def describe(state: Any) -> dict[str, Any]:
+    """Return what has to be known, besides the arrays, to make a state anew; `json` can write it."""
+    model = state.model
+    return {
+        "kind": KIND,
+        "class": type(model).__name__,
+        "model_type": model.model_type,
+        "model_task": model.model_task,
+        "dtype": str(model.dtype),
+        "param_dtype": str(model.param_dtype),
+        "config": model.config.to_dict(),
+        "runtime_settings": model.config.runtime_settings(),
+        "frozen": sorted(state.frozen),
+    }
+
+
+def save(state: Any, directory: str | Path, *, overwrite: bool) -> None:
+    """Write a state; see `EasyDeLState.save_state`."""
+    save_arrays(directory, named_arrays(state), describe(state), overwrite=overwrite)
+
+
+def load(
+    cls: Any, directory: str | Path, tx: optax.GradientTransformation, *, model_class: Any, mesh: Any, rules: Any
+) -> Any:
+    """Read a state; see `EasyDeLState.load_state`."""
+    about = read_metadata(directory)
+    if about.get("kind") != KIND:
+        raise CheckpointError(f"{directory}: holds no training state (written by save_state)")
+    if model_class is None:
+        model_class = get_module_class(about["model_task"], about["model_type"])
+    if model_class.__name__ != about["class"]:
+        raise CheckpointError(f"{directory}: is the state of a {about['class']}, not of a {model_class.__name__}")
+    config = config_class_of(model_class).from_dict(about["config"] | about["runtime_settings"])
+    template = abstract_state(cls, config, tx, about, model_class, mesh, rules)
+    arrays, _ = load_arrays(directory, named_arrays(template))
+    return replace(template, **with_arrays(template, arrays))
+
+
+def abstract_state(cls: Any, config: Any, tx: Any, about: Any, model_class: Any, mesh: Any, rules: Any) -> Any:
+    """Return a state of shapes and shardings only."""
+    dtypes = {"dtype": about["dtype"], "param_dtype": about["param_dtype"]}
+    if mesh is None:
+        place: Any = SingleDeviceSharding(jax.local_devices()[0])
+        model = abstract_module(model_class, config, **dtypes)
+    else:
+        model = model_class.lazy_init(config, mesh, rules, **dtypes)
+        place = NamedSharding(model.mesh, PartitionSpec())
+
+    def placed(leaf: Any, where: Any = None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where or leaf.sharding or place)
+
+    graphdef, _, other = split(model)
+    params = jax.tree.map(placed, nest(param_arrays(model)))
+    frozen = frozenset(about["frozen"])
+    trained = choose(params, frozen, inside=False)
+    opt_state = jax.eval_shape(tx.init, trained)
+    opt_state = jax.tree.map(placed, opt_state, optimizer_shardings(opt_state, trained, place))
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=place)
+    return cls(
+        step=step,
+        params=params,
+        other=jax.tree.map(placed, other),
+        opt_state=opt_state,
+        tx=tx,
+        graphdef=graphdef,
+        frozen=frozen,
+    )
