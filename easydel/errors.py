@@ -17,3 +17,7 @@ class ShardingError(EasyDeLError, ValueError):
 
 class UnsupportedError(EasyDeLError, ValueError):
     """Something known but not offered here was asked for; the message contains "not supported"."""
+
+
+class TrainingError(EasyDeLError, ValueError):
+    """A run cannot begin or go on; the message says what is saved and what to change."""

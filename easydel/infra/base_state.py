@@ -109,7 +109,7 @@ class EasyDeLState:
         return replace(state, step=self.step + 1, opt_state=opt_state)
 
     def _complete(self, tree: Mapping[str, Any], name: str, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Return a tree of all or of the trained parameters as one like `wanted`, with what is missing from `params`."""
+        """Return a tree of all or of the trained parameters as one like `wanted`; `params` fills it up."""
         given, own = flatten(tree, by_layer=False), flatten(self.params, by_layer=False)
         if given.keys() not in (own.keys(), own.keys() - self.frozen):
             raise ValueError(f"{name} must be a tree like state.params, as jax.grad over them returns it")

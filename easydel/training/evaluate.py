@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from easydel.infra.functional import bind, split
-from easydel.training.data import IGNORED, Batch
+from easydel.infra.functional import bind, set_dropout, split
+from easydel.loss import LossConfig
+from easydel.training.data import Batch
 
 
 class Perplexity(NamedTuple):
@@ -35,9 +36,45 @@ class Perplexity(NamedTuple):
         return self.nats / math.log(2) / byte_count
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _mean_nats(graphdef: Any, params: Any, other: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    return bind(graphdef, params, other)(**batch).loss
+@functools.partial(jax.jit, static_argnames=("graphdef", "config"))
+def _metrics(graphdef: Any, params: Any, other: Any, batch: dict[str, jax.Array], config: Any) -> dict[str, jax.Array]:
+    model = bind(graphdef, params, other)
+    set_dropout(model, None)
+    inputs = {name: array for name, array in batch.items() if name != "labels"}
+    return model.compute_loss(labels=batch["labels"], config=config, **inputs)[1]
+
+
+def evaluate(
+    graphdef: Any, params: Any, other: Any, batches: Iterable[Mapping[str, jax.Array]], config: LossConfig | None = None
+) -> dict[str, float]:
+    """Measure a model on batches, without dropout.
+
+    Args:
+        graphdef: its structure.
+        params: its parameters.
+        other: its other state.
+        batches: what the forward pass takes, and `labels`.
+        config: of the loss; `None`: the task's own.
+
+    Returns:
+        `eval_loss` and the other metrics of the task's loss, means over all targets; `eval_tokens`, how many; of a
+        language model `eval_perplexity`, too.
+
+    Raises:
+        ValueError: no label counts.
+    """
+    sums: dict[str, float] = {}
+    tokens = 0
+    for batch in batches:
+        told = jax.device_get(_metrics(graphdef, params, other, dict(batch), config))
+        count = int(told.pop("num_tokens"))
+        tokens += count
+        for name, value in told.items():
+            sums[name] = sums.get(name, 0.0) + float(value) * count
+    if tokens == 0:
+        raise ValueError("an evaluation needs at least one label that is not -100, got none; are the data empty?")
+    record = {f"eval_{name}": total / tokens for name, total in sums.items()}
+    return record | {"eval_perplexity": math.exp(min(record["eval_loss"], 700.0)), "eval_tokens": tokens}
 
 
 def measure_perplexity(model: Any, batches: Iterable[Batch]) -> Perplexity:
@@ -49,12 +86,6 @@ def measure_perplexity(model: Any, batches: Iterable[Batch]) -> Perplexity:
         ValueError: no label counts.
     """
     graphdef, params, other = split(model)
-    nats, tokens = 0.0, 0
-    for batch in batches:
-        if counted := int((batch["labels"][:, 1:] != IGNORED).sum()):
-            arrays = {name: jnp.asarray(array) for name, array in batch.items()}
-            nats += float(_mean_nats(graphdef, params, other, arrays)) * counted
-            tokens += counted
-    if tokens == 0:
-        raise ValueError("perplexity needs at least one label that is not -100, got none; is the text empty?")
-    return Perplexity(nats, tokens)
+    arrays = ({name: jnp.asarray(array) for name, array in batch.items()} for batch in batches)
+    record = evaluate(graphdef, params, other, arrays)
+    return Perplexity(record["eval_loss"] * record["eval_tokens"], int(record["eval_tokens"]))
