@@ -16,11 +16,12 @@ _KINDS = inspect.Parameter
 
 
 def forward_parameters(model: Any) -> dict[str, inspect.Parameter]:
-    """Return the named parameters of the model's `__call__`, without `self` and `**kwargs`.
+    """Return the named parameters of the `__call__` of a model (or class), without `self` and `**kwargs`.
 
     A class that passes its `**kwargs` on to its `backbone_class` takes what that takes, and what gives the loss.
     """
-    named, backbone = _named(type(model)), _backbone(type(model))
+    cls = model if isinstance(model, type) else type(model)
+    named, backbone = _named(cls), _backbone(cls)
     if backbone is None:
         return named
     inner = _named(backbone)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Batch = dict[str, np.ndarray]
-IGNORED = -100
+from easydel.training.data.batch import IGNORED, Batch
 
 
 @dataclass(frozen=True)
