@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from easydel.assets import embedded_model_path, embedded_text_path, embedded_validation_path
-from easydel.cli.plot import PLOT_MISSING, save_loss_curve
 from easydel.cli.tables import bytes_text, group_parameters, parameter_table
 from easydel.cli.text import encode_text, load_model, load_tokenizer, stream_text
-from easydel.training import StepReport, WindowedText, fit, measure_perplexity
+from easydel.training import Trainer, TrainingArguments, WindowedText, measure_perplexity
+from easydel.training.logs import Record, draw_curves
 
 CODE_PROMPT = "def read_lines(path):\n"
 LENGTH, BATCH_SIZE, HELD_OUT_SHARE = 128, 8, 0.1
 PEAK_RATE = 1e-3
+PLOT_MISSING = "matplotlib is missing, no picture is drawn; install it with: pip install 'easydel-base[plot]'"
 
 
 class Corpus(NamedTuple):
@@ -45,7 +48,7 @@ def run_demo(*, text: Path | None, output: Path, steps: int, new_tokens: int, se
     show_sample(console, model, tokenizer, CODE_PROMPT, new_tokens, seed)
 
     console.rule(f"3  Fine-tune on {corpus.name}", align="left")
-    model, losses = fine_tune_section(console, model, corpus, steps, seed)
+    model, records = fine_tune_section(console, model, corpus, steps, seed)
 
     console.rule("4  Save and reload", align="left")
     reload_section(console, model, tokenizer, output, corpus)
@@ -54,7 +57,9 @@ def run_demo(*, text: Path | None, output: Path, steps: int, new_tokens: int, se
     show_sample(console, model, tokenizer, corpus.prompt, new_tokens, seed)
 
     picture = output / "loss.png"
-    drawn = save_loss_curve(losses, picture, f"Fine-tuning stdlib-4m on {corpus.name}")
+    drawn = find_spec("matplotlib") is not None
+    if drawn:
+        draw_curves(records, picture, f"Fine-tuning stdlib-4m on {corpus.name}")
     console.rule()
     console.print(f"loss curve: {picture}" if drawn else PLOT_MISSING)
     console.print(f"model:      {output}  (try: easydel generate --model {output} --prompt …)")
@@ -116,32 +121,34 @@ def show_sample(console: Console, model: Any, tokenizer: Any, prompt: str, new_t
         console.print(f"{(len(times) - 3) / (times[-2] - times[1]):.0f} tokens/s\n", style="dim")
 
 
-def fine_tune_section(console: Console, model: Any, corpus: Corpus, steps: int, seed: int) -> tuple[Any, list[float]]:
+def fine_tune_section(console: Console, model: Any, corpus: Corpus, steps: int, seed: int) -> tuple[Any, list[Record]]:
     """Train with a progress bar; show the perplexity before and after."""
     before = _perplexities(model, corpus)
     console.print(
         f"{len(corpus.train.tokens):,} tokens to learn from, {len(corpus.held_out.tokens):,} held out; "
         f"{steps} steps of {BATCH_SIZE} × {LENGTH} tokens, AdamW"
     )
-    losses: list[float] = []
+    records: list[Record] = []
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
-    rate = optax.warmup_cosine_decay_schedule(0.0, PEAK_RATE, max(steps // 10, 1), max(steps, 2))
-    state = model.to_state(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01)))
-    with Progress(*columns, console=console) as progress:
+    with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=console) as progress:
         task = progress.add_task("compiling", total=steps)
 
-        def on_step(state: Any, report: StepReport) -> None:
-            losses.append(report.loss)
-            text = f"loss {report.loss:.2f}   {report.tokens_per_second:,.0f} tokens/s"
-            progress.update(task, advance=1, description=text)
+        def show(trainer: Trainer, record: Record) -> None:
+            records.append(record)
+            text = f"loss {record['loss']:.2f}   {record['tokens_per_second']:,.0f} tokens/s"
+            progress.update(task, completed=record["step"], description=text)
 
-        state = fit(state, lambda step: corpus.train.train_batch(step, BATCH_SIZE, seed), steps, on_step)
-    model = state.model
+        arguments = TrainingArguments(
+            folder, max_steps=steps, batch_size=BATCH_SIZE, learning_rate=PEAK_RATE, schedule="cosine",
+            warmup_ratio=0.1 if steps >= 10 else 0.0, weight_decay=0.01, log_steps=1, save_model=False, log_to=(),
+        )  # fmt: skip
+        batches = functools.partial(corpus.train.train_batch, batch_size=BATCH_SIZE, seed=seed)
+        model = Trainer(model, arguments, batches, callbacks=[show]).train().model
     after = _perplexities(model, corpus)
     for name, old, new in zip((f"{corpus.name}, held out", "Python, held out"), before, after, strict=True):
         console.print(f"perplexity  {name:<28} before {old:7.1f}   after {new:7.1f}")
     console.print()
-    return model, losses
+    return model, records
 
 
 def reload_section(console: Console, model: Any, tokenizer: Any, output: Path, corpus: Corpus) -> None:

@@ -1,9 +1,23 @@
-"""Small pieces to fine-tune and measure a language model: windows of text, a training loop, perplexity."""
+"""Training: data, a compiled step, a trainer that resumes, evaluation, logs."""
 
 from __future__ import annotations
 
-from easydel.training.data import WindowedText
-from easydel.training.evaluate import Perplexity, measure_perplexity
-from easydel.training.fit import StepReport, fit
+from easydel.training.arguments import TrainingArguments
+from easydel.training.data import DataConfig, WindowedText, make_loader
+from easydel.training.evaluate import Perplexity, evaluate, measure_perplexity
+from easydel.training.step import StepSettings, TrainStep
+from easydel.training.trainer import Trainer, TrainingResult
 
-__all__ = ["Perplexity", "StepReport", "WindowedText", "fit", "measure_perplexity"]
+__all__ = [
+    "DataConfig",
+    "Perplexity",
+    "StepSettings",
+    "TrainStep",
+    "Trainer",
+    "TrainingArguments",
+    "TrainingResult",
+    "WindowedText",
+    "evaluate",
+    "make_loader",
+    "measure_perplexity",
+]

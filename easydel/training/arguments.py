@@ -9,9 +9,8 @@ from typing import Any, Self
 from easydel.errors import UnsupportedError
 from easydel.loss import LossConfig
 from easydel.training.fields import read_fields
+from easydel.training.logs.choose import LOGS
 from easydel.training.optimizers import OPTIMIZERS, SCHEDULES
-
-LOGS = ("console", "jsonl", "tensorboard", "png")
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class TrainingArguments:
     trainable: str | Sequence[str] | None = None
     frozen: str | Sequence[str] | None = None
     seed: int = 0
-    log_steps: int = 1
+    log_steps: int = 10
     eval_steps: int | None = None
     save_steps: int | None = None
     save_total_limit: int | None = 3

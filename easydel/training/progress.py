@@ -68,7 +68,7 @@ class Means:
         for name, value in metrics.items():
             if name in ("num_tokens", "is_finite"):
                 continue
-            weight = 1 if name == "grad_norm" else tokens
+            weight = 1 if name in ("grad_norm", "learning_rate") else tokens
             self._sums[name] = self._sums.get(name, 0.0) + value * weight
             self._weights[name] = self._weights.get(name, 0.0) + weight
 

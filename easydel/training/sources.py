@@ -108,8 +108,8 @@ def train_source(data: Any, tokenizer: Any, batch_size: int, epochs: int | None)
     if isinstance(data, Iterable):
         return Replayed(data)
     raise TypeError(
-        "training data must be a DataConfig, an iterable of batches (dicts of arrays) or a function of a batch's number, "
-        f"got {type(data).__name__}"
+        "training data must be a DataConfig, an iterable of batches (dicts of arrays) or a function of a batch's "
+        f"number, got {type(data).__name__}"
     )
 
 
@@ -117,7 +117,7 @@ def eval_batches(data: Any, tokenizer: Any, batch_size: int) -> Iterator[Batch]:
     """Yield the batches of an evaluation: a pass over a `DataConfig`, what a function returns, or a sequence."""
     if isinstance(data, DataConfig):
         config = replace(data, epochs=1, shuffle=False)
-        options = {"batch_size": batch_size, "drop_remainder": False, **_share()}
+        options: dict[str, Any] = {"batch_size": batch_size, "drop_remainder": False, **_share()}
         with make_loader(config, _needed(tokenizer), **options) as loader:
             yield from loader
         return
@@ -142,7 +142,7 @@ def _needed(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def _share() -> dict[str, int]:
+def _share() -> dict[str, Any]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 

@@ -29,18 +29,20 @@ class StepSettings:
         loss_config: of the loss; `None`: the task's own.
         gradient_accumulation_steps: how many micro-batches a batch is split into, one after the other.
         seed: of dropout.
+        schedule: number of updates → learning rate, which is then among the metrics.
     """
 
     loss_config: LossConfig | None = None
     gradient_accumulation_steps: int = 1
     seed: int = 0
+    schedule: Callable[[Any], Any] | None = None
 
 
 class TrainStep:
     """Updates the arrays of a training state; compiled once, the structure of the state closed over.
 
-    A call costs on the host what a bare `jax.jit` of the same arrays costs: between steps the state is a list of arrays,
-    put together only when it is asked for.
+    A call costs on the host what a bare `jax.jit` of the same arrays costs: between steps the state is a list of
+    arrays, put together only when it is asked for.
 
     Args:
         state: where to start.
@@ -70,7 +72,7 @@ class TrainStep:
     def restore(self, state: EasyDeLState, iteration: int) -> None:
         """Go on from another state of the same structure; its arrays are used up."""
         leaves, structure = jax.tree.flatten(state)
-        if structure != self._structure:
+        if structure != self._structure:  # type: ignore[operator]
             raise ValueError("this state has another structure than the one training began with")
         self._leaves, self.iteration = leaves, iteration
 
@@ -107,7 +109,10 @@ def make_step(
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         new = state.apply_gradients(grads)
         kept = [jnp.where(finite, a, b) for a, b in zip(jax.tree.leaves(new), leaves, strict=True)]
-        return kept, metrics | {"grad_norm": norm, "is_finite": finite}
+        metrics |= {"grad_norm": norm, "is_finite": finite}
+        if settings.schedule is not None:
+            metrics["learning_rate"] = jnp.asarray(settings.schedule(state.step), jnp.float32)
+        return kept, metrics
 
     return step
 
@@ -132,7 +137,7 @@ def accumulate(
         (loss, metrics), grads = gradient(state.trainable_params, batch, key)
         return grads, metrics | {"loss": loss}
 
-    averages = config is None or (config.reduction == "mean" and getattr(config, "loss_normalizing_factor", None) is None)
+    averages = config is None or (config.reduction == "mean" and config.loss_normalizing_factor is None)
     micros = {name: split_rows(array, count) for name, array in batch.items()}
     keys = None if key is None else jax.random.split(key, count)
 

@@ -65,12 +65,16 @@ class Meter:
         """Count the tokens of a step."""
         self._tokens += tokens
 
+    def restart(self) -> None:
+        """Leave out what has happened since the last reading, such as compiling or saving."""
+        self._tokens, self._began = 0, time.perf_counter()
+
     def read(self) -> dict[str, float]:
         """Return `tokens_per_second`, `mfu` (share of what all devices could do) and `memory_bytes`; start anew."""
-        now = time.perf_counter()
-        rate = self._tokens / max(now - self._began, 1e-9)
-        self._tokens, self._began = 0, now
-        return {"tokens_per_second": rate, "mfu": rate * self.flops_per_token / self.peak, "memory_bytes": memory_in_use()}
+        rate = self._tokens / max(time.perf_counter() - self._began, 1e-9)
+        self.restart()
+        mfu = rate * self.flops_per_token / self.peak
+        return {"tokens_per_second": rate, "mfu": mfu, "memory_bytes": memory_in_use()}
 
     @property
     def peak(self) -> float:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import optax
 
 from easydel.checkpoints import Checkpoints
@@ -25,13 +23,12 @@ from easydel.training.interrupts import Interrupts
 from easydel.training.logs import Log, Logs, Record
 from easydel.training.logs.choose import chosen_logs
 from easydel.training.optimizers import make_optimizer, make_schedule
-from easydel.training.progress import Means, Progress
+from easydel.training.progress import Progress
 from easydel.training.sources import count_batches, eval_batches, place_batch, train_source
 from easydel.training.step import StepSettings, TrainStep
-from easydel.training.throughput import Meter
+from easydel.training.tally import Tally
 
 Callback = Callable[["Trainer", Record], bool | None]
-_LAG = 1  # steps that may be under way while the host prepares the next one
 
 
 @dataclass(frozen=True)
@@ -70,9 +67,6 @@ class Trainer:
         callbacks: called with the trainer and each record of the log; the run ends if one returns `True`.
         logs: where records go, in place of `arguments.log_to`.
         keep_model: `False` uses the model's own arrays up, so that there is no second copy of them.
-
-    Attributes:
-        progress: where the run stands.
     """
 
     def __init__(
@@ -89,23 +83,29 @@ class Trainer:
         keep_model: bool = True,
     ) -> None:
         self.arguments, self.tokenizer, self.callbacks = arguments, tokenizer, tuple(callbacks)
-        self.eval_data, self.progress = eval_data, Progress()
-        self.directory = Path(arguments.output_dir)
+        self.eval_data, self.directory = eval_data, Path(arguments.output_dir)
         self.mesh = model.mesh if model.is_sharded else None
         self.logs = Logs(chosen_logs(arguments, self.directory) if logs is None else logs)
-        self._source = train_source(train_data, tokenizer, arguments.batch_size, arguments.num_train_epochs)
+        self._tally = Tally(self.logs.say)
         self._reads_text = isinstance(train_data, DataConfig)
+        self._source = train_source(train_data, tokenizer, arguments.batch_size, arguments.num_train_epochs)
         self.total_steps = arguments.max_steps
         if self.total_steps is None and arguments.schedule != "constant" and self._reads_text:
             self.total_steps = count_batches(train_data, tokenizer, arguments.batch_size, arguments.num_train_epochs)
-        self.schedule = None if optimizer is not None else make_schedule(arguments, self.total_steps)
-        tx = make_optimizer(arguments, self.schedule) if self.schedule is not None else optimizer
-        state = model.to_state(tx, trainable=arguments.trainable, frozen=arguments.frozen)
-        settings = StepSettings(arguments.loss_config, arguments.gradient_accumulation_steps, arguments.seed)
+        schedule = None
+        if optimizer is None:
+            schedule = make_schedule(arguments, self.total_steps)
+            optimizer = make_optimizer(arguments, schedule)
+        state = model.to_state(optimizer, trainable=arguments.trainable, frozen=arguments.frozen)
+        settings = StepSettings(arguments.loss_config, arguments.gradient_accumulation_steps, arguments.seed, schedule)
         self._step = TrainStep(state, settings, keep=keep_model)
-        self._about = describe(state)
-        self._model, self._meter = model, Meter(0.0)
-        self._means, self._last = Means(), {}
+        self._about, self._model = describe(state), model
+        self._last: Record = {}
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return self._tally.progress
 
     @property
     def state(self) -> EasyDeLState:
@@ -117,30 +117,26 @@ class Trainer:
         """Train to the end, or until something asks to stop; return what came of it.
 
         Raises:
-            TrainingError: too many steps in a row without a finite loss; the last good state is saved.
-            CheckpointError: `output_dir` holds checkpoints of something else, or ones that are not to be resumed.
+            TrainingError: too many steps in a row without a finite loss (the last good state is saved), no data, or
+                checkpoints that are not to be resumed.
+            CheckpointError: `output_dir` holds checkpoints of something else.
         """
-        metric = self.arguments.best_metric if self.eval_data is not None else None
-        with (
-            Interrupts() as interrupts,
-            Checkpoints(
-                self.directory / "checkpoints",
-                keep=self.arguments.save_total_limit,
-                best_metric=metric,
-                lowest_is_best=self.arguments.lowest_is_best,
-            ) as checkpoints,
-        ):
+        checkpoints = Checkpoints(
+            self.directory / "checkpoints",
+            keep=self.arguments.save_total_limit,
+            best_metric=None if self.eval_data is None else self.arguments.best_metric,
+            lowest_is_best=self.arguments.lowest_is_best,
+        )
+        with Interrupts() as interrupts, checkpoints:
             self._resume(checkpoints)
             self.logs.start(self.progress.iteration, self.total_steps)
             try:
-                reason = self._run(checkpoints, interrupts)
-                result = self._finish(checkpoints, reason)
+                return self._finish(checkpoints, self._run(checkpoints, interrupts))
             finally:
                 self.logs.close()
-        return result
 
     def _run(self, checkpoints: Checkpoints, interrupts: Interrupts) -> str:
-        pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
+        """Do steps until there is a reason to stop; return it."""
         began, before = time.perf_counter(), self.progress.seconds
         reason = ""
         while not reason:
@@ -151,28 +147,23 @@ class Trainer:
             if batch is None:
                 reason = "data"
                 break
-            if self._meter.flops_per_token == 0.0:
+            if not self._tally.meter.flops_per_token:
                 self._begin(batch)
-            tokens = self._tokens(batch)
-            pending.append((tokens, self._step(place_batch(batch, self.mesh))))
-            self.progress.iteration += 1
+            self._tally.push(self._tokens(batch), self._step(place_batch(batch, self.mesh)))
             self.progress.seconds = before + time.perf_counter() - began
-            while len(pending) > _LAG:
-                self._take(*pending.popleft())
-            reason = self._after_step(checkpoints, pending) or (interrupts.received or "")
+            reason = self._after_step(checkpoints) or interrupts.received or ""
             self.logs.advance(self.progress.iteration)
-        while pending:
-            self._take(*pending.popleft())
-        self._check_finite(checkpoints)
+        self._tally.drain()
+        self._stop_if_lost(checkpoints)
         return reason
 
     def _begin(self, batch: Batch) -> None:
         """Look at the first batch: whether the model takes it, and what a token of it costs."""
         if self._reads_text:
             check_batch_fits(self._model, batch)
-        rows, length = batch["labels"].shape[0], batch["labels"].shape[-1] if batch["labels"].ndim > 1 else 1
-        forward = self._model.flops_per_token(batch_size=rows, sequence_length=length)
-        self._meter = Meter(3.0 * forward)  # the backward pass has two products for each of the forward's
+        rows, *length = batch.get("input_ids", batch["labels"]).shape
+        forward = self._model.flops_per_token(batch_size=rows, sequence_length=length[0] if length else 1)
+        self._tally.meter.flops_per_token = 3.0 * forward  # the backward pass has two products for each of these
 
     def _tokens(self, batch: Batch) -> int:
         ids = batch.get("input_ids")
@@ -181,66 +172,52 @@ class Trainer:
         mask = batch.get("attention_mask")
         return int((batch["labels"] if ids is None else ids).size if mask is None else mask.sum())
 
-    def _take(self, tokens: int, metrics: dict[str, jax.Array]) -> None:
-        """Take in what a step told; this waits for it."""
-        host = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        finite = bool(host["is_finite"])
-        self.progress.note_step(finite)
-        self.progress.tokens += tokens
-        self._meter.add(tokens)
-        if finite:
-            self._means.add(host)
-        else:
-            self.logs.say(
-                f"step skipped: loss {host['loss']}, norm of the gradient {host['grad_norm']} "
-                f"({self.progress.skipped_in_a_row} in a row, {self.progress.skipped} in all)"
-            )
-
-    def _after_step(self, checkpoints: Checkpoints, pending: deque[Any]) -> str:
+    def _after_step(self, checkpoints: Checkpoints) -> str:
         """Log, evaluate and save if it is time to; return a reason to stop."""
         arguments, step = self.arguments, self.progress.iteration
-        stop = False
-        is_due = [every and step % every == 0 for every in (arguments.log_steps, arguments.eval_steps, arguments.save_steps)]
-        if any(is_due) or self.progress.skipped_in_a_row >= arguments.max_skipped_steps:
-            while pending:
-                self._take(*pending.popleft())
-        self._check_finite(checkpoints)
-        if is_due[0]:
-            stop |= self._write(self._record())
-        improved, metrics = False, None
-        if is_due[1] and self.eval_data is not None:
-            metrics, improved, stopped = self._evaluate()
-            stop |= stopped
-        if is_due[2] or improved:
+
+        def is_due(every: int | None) -> bool:
+            return every is not None and step % every == 0
+
+        evaluates = self.eval_data is not None and is_due(arguments.eval_steps)
+        if evaluates or is_due(arguments.log_steps) or is_due(arguments.save_steps):
+            self._tally.drain()
+        self._stop_if_lost(checkpoints)
+        stops = is_due(arguments.log_steps) and self._write(self._tally.record())
+        metrics, improved = None, False
+        if evaluates:
+            metrics, improved = self._evaluate()
+            stops |= self._write({"step": step} | metrics)
+        if improved or is_due(arguments.save_steps):
             self.save(checkpoints, metrics)
+        if evaluates or is_due(arguments.save_steps):
+            self._tally.meter.restart()
         patience = arguments.early_stopping_patience
         if patience is not None and self.progress.evaluations_without_better >= patience:
             return "early_stopping"
-        return "callback" if stop else ""
+        return "callback" if stops else ""
 
-    def _check_finite(self, checkpoints: Checkpoints) -> None:
+    def _stop_if_lost(self, checkpoints: Checkpoints) -> None:
+        """Raise if too many steps in a row were skipped; what is saved then are the last good parameters."""
         in_a_row = self.progress.skipped_in_a_row
-        if in_a_row >= self.arguments.max_skipped_steps:
-            self.progress.skipped_in_a_row = 0
-            self.save(checkpoints)
-            checkpoints.wait()
-            raise TrainingError(
-                f"stopped at step {self.progress.iteration}: {in_a_row} steps in a row had no finite loss and gradient. "
-                f"The last good parameters are saved in {checkpoints.directory}; lower learning_rate or max_grad_norm, "
-                "look at the data, or train in float32"
-            )
-
-    def _record(self) -> Record:
-        record: Record = {"step": self.progress.iteration} | self._means.take()
-        if self.schedule is not None:
-            record["learning_rate"] = float(self.schedule(max(self.progress.updates - 1, 0)))
-        record |= self._meter.read()
-        return record | {"tokens": self.progress.tokens, "skipped_steps": self.progress.skipped, "seconds": self.progress.seconds}
+        if in_a_row < self.arguments.max_skipped_steps:
+            return
+        self._tally.drain()
+        self.progress.skipped_in_a_row = 0
+        self.save(checkpoints)
+        checkpoints.wait()
+        raise TrainingError(
+            f"stopped at step {self.progress.iteration}: {in_a_row} steps in a row had no finite loss and gradient. "
+            f"The last good parameters are saved in {checkpoints.directory}; lower learning_rate or max_grad_norm, "
+            "look at the data, or train in float32"
+        )
 
     def _write(self, record: Record) -> bool:
+        """Log a record; return whether a callback asks to stop."""
         self._last = record
         self.logs.write(record)
-        return any([bool(callback(self, record)) for callback in self.callbacks])
+        answers = [callback(self, record) for callback in self.callbacks]
+        return any(bool(answer) for answer in answers)
 
     # ------------------------------------------------------------------ evaluation
     def evaluate(self) -> Record:
@@ -257,7 +234,8 @@ class Trainer:
         state = self._step.state
         return evaluate(state.graphdef, state.params, state.other, placed, self.arguments.loss_config)
 
-    def _evaluate(self) -> tuple[Record, bool, bool]:
+    def _evaluate(self) -> tuple[Record, bool]:
+        """Return the metrics, and whether they are the best so far."""
         metrics = self.evaluate()
         name = self.arguments.best_metric
         if name not in metrics:
@@ -265,7 +243,7 @@ class Trainer:
         better = self.progress.note_metric(
             metrics[name], lowest=self.arguments.lowest_is_best, threshold=self.arguments.early_stopping_threshold
         )
-        return metrics, better, self._write({"step": self.progress.iteration} | metrics)
+        return metrics, better
 
     # ------------------------------------------------------------------ checkpoints
     def save(self, checkpoints: Checkpoints, metrics: Record | None = None) -> None:
@@ -284,7 +262,7 @@ class Trainer:
         state = self._step.state
         restored = checkpoints.restore(named_arrays(state))
         self._source.set_state(restored.metadata["data"])
-        self.progress = Progress(**restored.metadata["progress"])
+        self._tally.progress = Progress(**restored.metadata["progress"])
         self._step.restore(replace(state, **with_arrays(state, restored.arrays)), self.progress.iteration)
         self.logs.say(f"going on from step {self.progress.iteration} ({checkpoints.directory})")
 
@@ -294,10 +272,10 @@ class Trainer:
         if not step:
             raise TrainingError("the training data have no batch: fewer rows than batch_size, or none at all")
         metrics: Record | None = None
-        evaluated = bool(self.arguments.eval_steps) and step % (self.arguments.eval_steps or 1) == 0
-        if done and self.eval_data is not None and not evaluated:
-            metrics, _, _ = self._evaluate()
-        if step not in checkpoints.steps or metrics is not None:
+        if done and self.eval_data is not None and "eval_loss" not in self._last:
+            metrics, _ = self._evaluate()
+            self._write({"step": step} | metrics)
+        if metrics is not None or step not in checkpoints.steps:
             self.save(checkpoints, metrics)
         checkpoints.wait()
         if done and self.arguments.load_best_model_at_end and checkpoints.best_step is not None:

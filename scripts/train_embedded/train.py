@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -16,7 +14,7 @@ from tokenizers import Tokenizer
 
 from easydel import LlamaConfig, LlamaForCausalLM
 from easydel.infra.base_state import EasyDeLState
-from easydel.training import StepReport, WindowedText, fit, measure_perplexity
+from easydel.training import Trainer, TrainingArguments, WindowedText
 from easydel.training.data import Batch
 from scripts.train_embedded.corpus import Document
 from scripts.train_embedded.tokenizer import BEGIN, END
@@ -106,47 +104,20 @@ class Run:
         text = self.short if step < self.recipe.steps * (1 - self.recipe.long_share) else self.long
         return text.train_batch(step, self.recipe.tokens_per_step // text.length, self.recipe.seed)
 
-    def start(self) -> EasyDeLState:
-        """Return the state of the last checkpoint, else a fresh one."""
-        config = model_config(self.tokenizer.get_vocab_size())
-        state = LlamaForCausalLM(config, rngs=nnx.Rngs(self.recipe.seed)).to_state(self.recipe.optimizer())
-        if not self.checkpoint.exists():
-            return state
-        leaves, structure = jax.tree.flatten(state)
-        with np.load(self.checkpoint) as saved:
-            self.seconds = float(saved["seconds"])
-            return jax.tree.unflatten(structure, [jnp.asarray(saved[str(i)]) for i in range(len(leaves))])
-
-    @property
-    def checkpoint(self) -> Path:
-        """File of the last checkpoint."""
-        return self.folder / "checkpoint.npz"
-
-    def save(self, state: EasyDeLState) -> None:
-        """Write a checkpoint; a run that is stopped while writing keeps the one before."""
-        arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-        new = self.folder / "new.npz"
-        np.savez(new, seconds=self.seconds, **arrays)  # type: ignore[arg-type]
-        new.replace(self.checkpoint)
-
     def go(self, every: int = 250) -> EasyDeLState:
-        """Train to the end; each `every` steps report, measure a part of the validation text and save."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        losses: list[float] = []
-        last = time.perf_counter()
-
-        def on_step(state: EasyDeLState, report: StepReport) -> None:
-            nonlocal last
-            losses.append(report.loss)
-            if report.step % 25 and report.step != self.recipe.steps:
-                return
-            line = f"step {report.step} loss {np.mean(losses[-25:]):.3f} tokens/s {report.tokens_per_second:.0f}"
-            if report.step % every == 0 or report.step == self.recipe.steps:
-                now = time.perf_counter()
-                self.seconds, last = self.seconds + now - last, now
-                self.save(state)
-                part = measure_perplexity(state.model, self.held_out.eval_batches(8, limit=64))
-                line += f" validation {part.per_token:.2f} after {self.seconds:.0f} s"
-            print(line, flush=True)
-
-        return fit(self.start(), self.batch_of, self.recipe.steps, on_step)
+        """Train to the end, taking up what the folder holds; each `every` steps measure, report and save."""
+        config = model_config(self.tokenizer.get_vocab_size())
+        arguments = TrainingArguments(
+            str(self.folder), max_steps=self.recipe.steps, schedule="constant", log_steps=25, eval_steps=every,
+            save_steps=every, save_model=False, log_to=("console", "jsonl"),
+        )  # fmt: skip
+        result = Trainer(
+            LlamaForCausalLM(config, rngs=nnx.Rngs(self.recipe.seed)),
+            arguments,
+            self.batch_of,
+            lambda: self.held_out.eval_batches(8, limit=64),
+            optimizer=self.recipe.optimizer(),
+            keep_model=False,
+        ).train()
+        self.seconds = result.progress.seconds
+        return result.state

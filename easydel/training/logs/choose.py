@@ -15,6 +15,7 @@ from easydel.training.logs.sinks import Log
 if TYPE_CHECKING:
     from easydel.training.arguments import TrainingArguments
 
+LOGS = ("console", "jsonl", "tensorboard", "png")
 _NEEDS = {"tensorboard": "tensorboardX", "png": "matplotlib"}
 
 
@@ -24,7 +25,7 @@ def chosen_logs(arguments: TrainingArguments, directory: Path) -> list[Log]:
         return []
     names = arguments.log_to
     if names is None:
-        names = tuple(name for name in ("console", "jsonl", "tensorboard", "png") if find_spec(_NEEDS.get(name, "json")))
+        names = tuple(name for name in LOGS if name not in _NEEDS or find_spec(_NEEDS[name]))
     file = directory / "log.jsonl"
     made: dict[str, Log] = {}
     if "console" in names:

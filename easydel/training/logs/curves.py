@@ -8,12 +8,13 @@ from pathlib import Path
 from easydel.training.logs.sinks import Record
 
 
-def draw_curves(records: Sequence[Record], picture: Path) -> None:
+def draw_curves(records: Sequence[Record], picture: Path, title: str = "") -> None:
     """Draw the losses and the learning rate over the steps.
 
     Args:
         records: of a log.
         picture: a PNG file.
+        title: written above.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -32,7 +33,8 @@ def draw_curves(records: Sequence[Record], picture: Path) -> None:
         points = [(record["step"], record[name]) for record in records if name in record]
         if points:
             above.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=4)
-    above.set_ylabel("loss")
+    above.set_title(title)
+    above.set_ylabel("loss (nats per token)")
     above.legend()
     above.grid(alpha=0.3)
     rates = [(record["step"], record["learning_rate"]) for record in records if "learning_rate" in record]

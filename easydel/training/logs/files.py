@@ -82,8 +82,8 @@ class TensorBoardLog(NoDisplay):
             import tensorboardX
         except ImportError as error:
             raise ImportError(
-                "a TensorBoard log needs tensorboardX: pip install 'easydel-base[train]', or leave 'tensorboard' out of "
-                "log_to"
+                "a TensorBoard log needs tensorboardX: pip install 'easydel-base[train]', or leave 'tensorboard' out "
+                "of log_to"
             ) from error
         self._writer_class, self.directory = tensorboardX.SummaryWriter, directory
         self._writer: Any = None
