@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from easydel.errors import CheckpointError as CheckpointError
     from easydel.errors import EasyDeLError as EasyDeLError
     from easydel.errors import ShardingError as ShardingError
+    from easydel.errors import TrainingError as TrainingError
     from easydel.errors import UnsupportedError as UnsupportedError
     from easydel.infra.auto import AutoEasyDeLConfig as AutoEasyDeLConfig
     from easydel.infra.auto import AutoEasyDeLModel as AutoEasyDeLModel
@@ -34,6 +35,10 @@ if TYPE_CHECKING:  # for type checkers and editors
     from easydel.infra.registry import register_config as register_config
     from easydel.infra.registry import register_module as register_module
     from easydel.loss import LossConfig as LossConfig
+    from easydel.training.arguments import TrainingArguments as TrainingArguments
+    from easydel.training.data.config import DataConfig as DataConfig
+    from easydel.training.elarge import eLargeModel as eLargeModel
+    from easydel.training.trainer import Trainer as Trainer
 
 _NAMES: dict[str, str] = {
     "AutoEasyDeLConfig": "easydel.infra.auto",
@@ -47,6 +52,7 @@ _NAMES: dict[str, str] = {
     "AutoEasyDeLModelForTokenClassification": "easydel.infra.auto",
     "CheckpointError": "easydel.errors",
     "CompilationCounter": "easydel.infra.compilation",
+    "DataConfig": "easydel.training.data.config",
     "EasyDeLBaseConfig": "easydel.infra.base_config",
     "EasyDeLBaseModule": "easydel.infra.base_module",
     "EasyDeLError": "easydel.errors",
@@ -54,7 +60,11 @@ _NAMES: dict[str, str] = {
     "LossConfig": "easydel.loss",
     "ShardingError": "easydel.errors",
     "TaskType": "easydel.infra.registry",
+    "Trainer": "easydel.training.trainer",
+    "TrainingArguments": "easydel.training.arguments",
+    "TrainingError": "easydel.errors",
     "UnsupportedError": "easydel.errors",
+    "eLargeModel": "easydel.training.elarge",
     "register_config": "easydel.infra.registry",
     "register_module": "easydel.infra.registry",
 }

@@ -94,6 +94,27 @@ def generate(
         )  # fmt: skip
 
 
+@app.command()
+def train(
+    context: typer.Context,
+    config: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, metavar="CONFIG.yaml", help="Model, data and run.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Set a value of the file; may be repeated."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Load everything, say what would be trained, and stop.")
+    ] = False,
+) -> None:
+    """Train as a YAML file says; the same command goes on where a run was stopped."""
+    with _one_line_errors(context):
+        from easydel.cli.train import run_train
+
+        run_train(config, settings or [], check=check)
+
+
 @app.command(name="inspect")
 def inspect_checkpoint(
     context: typer.Context,

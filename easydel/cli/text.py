@@ -6,24 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easydel.hub.tokenizer import load_tokenizer
+
 if TYPE_CHECKING:
     import numpy as np
 
+__all__ = ["encode_text", "load_model", "load_tokenizer", "stream_text"]
+
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-def load_tokenizer(source: str | Path) -> Any:
-    """Load the tokenizer beside a checkpoint.
-
-    Raises:
-        ValueError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{source}: no tokenizer could be loaded from there ({_first_line(error)})") from error
 
 
 def load_model(source: str | Path, dtype: str = "float32") -> Any:
@@ -72,7 +62,3 @@ def stream_text(model: Any, tokenizer: Any, prompt: str, **options: Any) -> Iter
         yield text[len(shown) :]
         shown = text
     yield tokenizer.decode(made, skip_special_tokens=True)[len(shown) :]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

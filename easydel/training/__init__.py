@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from easydel.training.arguments import TrainingArguments
 from easydel.training.data import DataConfig, WindowedText, make_loader
+from easydel.training.elarge import eLargeModel
 from easydel.training.evaluate import Perplexity, evaluate, measure_perplexity
 from easydel.training.step import StepSettings, TrainStep
 from easydel.training.trainer import Trainer, TrainingResult
@@ -17,6 +18,7 @@ __all__ = [
     "TrainingArguments",
     "TrainingResult",
     "WindowedText",
+    "eLargeModel",
     "evaluate",
     "make_loader",
     "measure_perplexity",

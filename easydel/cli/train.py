@@ -1,0 +1,47 @@
+"""`easydel train`: a run as a YAML file describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from easydel.training import eLargeModel
+
+
+def run_train(file: Path, settings: Sequence[str], *, check: bool) -> None:
+    """Train, or only say what would be trained."""
+    console = Console(stderr=True, highlight=False)
+    trainer = eLargeModel.from_yaml(file, dict(map(read_setting, settings))).build_trainer()
+    steps = "as many as the data have" if trainer.total_steps is None else f"{trainer.total_steps:,}"
+    console.print(f"{trainer.state.summary()}; steps: {steps}; to {trainer.directory}", soft_wrap=True)
+    if trainer.mesh is not None:
+        console.print("mesh: " + ", ".join(f"{axis}={size}" for axis, size in trainer.mesh.shape.items()))
+    if check:
+        console.print(trainer.state.summary().table())
+        return
+    result = trainer.train()
+    progress = result.progress
+    console.print(
+        f"{result.reason}: {progress.iteration:,} steps, {progress.tokens:,} tokens in {progress.seconds:.0f} s"
+        + (f", {progress.skipped} skipped" if progress.skipped else "")
+    )
+
+
+def read_setting(text: str) -> tuple[str, Any]:
+    """Read `section.name=value`; the value as YAML reads it.
+
+    Raises:
+        ValueError: it has no `=`, or the value is no YAML.
+    """
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f"--set {text!r}: expected SECTION.NAME=VALUE, such as training.max_steps=100")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {text!r}: the value is not YAML: {error}") from error
