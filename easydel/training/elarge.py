@@ -127,6 +127,7 @@ class eLargeModel:
         """
         from flax import nnx
 
+        from easydel.infra.auto import AutoEasyDeLConfig
         from easydel.infra.registry import get_config_class, get_module_class
 
         section, mesh = self.model_section, self.build_mesh()
@@ -135,16 +136,20 @@ class eLargeModel:
             config = get_config_class(str(section.model_type))(**section.config)
             made = get_module_class(section.task, str(section.model_type))
             rngs = nnx.Rngs(section.seed)
-            return (
-                made(config, **options, rngs=rngs)
-                if mesh is None
-                else made.sharded_init(config, mesh, rngs=rngs, **options)
-            )
-        source, found = self.source, self._checkpoint_type()
-        return get_module_class(section.task, found).from_pretrained(
-            source, mesh=mesh, revision=section.revision, allow_new=section.allow_new, rngs=nnx.Rngs(section.seed),
-            **options, **section.config,
-        )  # fmt: skip
+            if mesh is None:
+                return made(config, **options, rngs=rngs)
+            return made.sharded_init(config, mesh, rngs=rngs, **options)
+        source = str(self.source)
+        model_type = AutoEasyDeLConfig.from_pretrained(source, revision=section.revision).model_type
+        return get_module_class(section.task, model_type).from_pretrained(
+            source,
+            mesh=mesh,
+            revision=section.revision,
+            allow_new=section.allow_new,
+            rngs=nnx.Rngs(section.seed),
+            **options,
+            **section.config,
+        )
 
     @property
     def source(self) -> str | None:
@@ -155,11 +160,6 @@ class eLargeModel:
         if name == embedded_model_path().name and not Path(name).exists():
             return str(embedded_model_path())
         return name
-
-    def _checkpoint_type(self) -> str:
-        from easydel.infra.auto import AutoEasyDeLConfig
-
-        return AutoEasyDeLConfig.from_pretrained(self.source, revision=self.model_section.revision).model_type
 
     def build_mesh(self) -> Any:
         """Return the mesh, `None` for a single device."""

@@ -56,7 +56,10 @@ class Progress:
 
 
 class Means:
-    """Means over steps: weighted by tokens for what is a mean over tokens, plain for the rest."""
+    """Means over steps: weighted by tokens for what is a mean over tokens, plain for the gradient's norm.
+
+    Of the learning rate the last value stands.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
@@ -68,7 +71,10 @@ class Means:
         for name, value in metrics.items():
             if name in ("num_tokens", "is_finite"):
                 continue
-            weight = 1 if name in ("grad_norm", "learning_rate") else tokens
+            if name == "learning_rate":
+                self._sums[name], self._weights[name] = value, 1.0
+                continue
+            weight = 1.0 if name == "grad_norm" else tokens
             self._sums[name] = self._sums.get(name, 0.0) + value * weight
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
