@@ -105,7 +105,7 @@ def make_step(
         state: EasyDeLState = jax.tree.unflatten(structure, leaves)
         key = jax.random.fold_in(jax.random.key(settings.seed), iteration) if dropout else None
         grads, metrics = accumulate(state, batch, settings, key)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         new = state.apply_gradients(grads)
         kept = [jnp.where(finite, a, b) for a, b in zip(jax.tree.leaves(new), leaves, strict=True)]
