@@ -107,11 +107,16 @@ class Seq2SeqLMOutput(ModelOutput):
     encoder_attentions: tuple[jax.Array, ...] | None = None
     decoder_attentions: tuple[jax.Array, ...] | None = None
     cross_attentions: tuple[jax.Array, ...] | None = None
+    uncomputed_logits: Any = None
 
 
 @_pytree
 class CausalLMOutput(ModelOutput):
-    """Output of a language model: `logits` `[batch, seq, vocab]` in the compute dtype, `loss` float32 `[]`."""
+    """Output of a language model: `logits` `[batch, seq, vocab]` in the compute dtype, `loss` float32 `[]`.
+
+    `uncomputed_logits`, an `easydel.loss.UncomputedLogits`, stands for logits where a `LossConfig` has chunks and there
+    are no labels yet; so in the other language models' outputs.
+    """
 
     logits: jax.Array | None = None
     loss: jax.Array | None = None
@@ -120,6 +125,8 @@ class CausalLMOutput(ModelOutput):
     attentions: tuple[jax.Array, ...] | None = None
     router_logits: tuple[jax.Array, ...] | None = None
     auxiliary_loss: jax.Array | None = None
+    router_z_loss: jax.Array | None = None
+    uncomputed_logits: Any = None
 
 
 @_pytree
@@ -154,6 +161,7 @@ class MaskedLMOutput(ModelOutput):
     cache: Any = None
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None
+    uncomputed_logits: Any = None
 
 
 @_pytree

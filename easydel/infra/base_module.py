@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from easydel.calls import logits_of, takes
+from easydel.calls import takes
 from easydel.infra import creation, flops, forward, functional, parts, placing, resizing, views
 from easydel.infra.mixins.bridge import EasyBridgeMixin
 from easydel.infra.mixins.generation import EasyGenerationMixin
@@ -396,8 +396,7 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
         if config is not None and takes(self, "loss_config"):
             inputs["loss_config"] = config
         outputs = self(**self.prepare_inputs_for_call(**inputs))
-        balance = getattr(outputs, "auxiliary_loss", None)
-        return task_loss(self.model_task, logits_of(outputs), labels, config, self.config, balance)
+        return forward.loss_of(self, outputs, labels, config)
 
     def get_static_arguments(self) -> tuple[str, ...]:
         """Return the names of the forward arguments that must be static under `jax.jit`."""

@@ -51,12 +51,20 @@ def front_door(call: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def loss_of(model: Any, outputs: Any, labels: Any, loss_config: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Compute the loss of a forward pass's outputs and its metrics, with the mesh that `sharding.constrain` uses."""
+    logits = getattr(outputs, "uncomputed_logits", None)
+    experts = (getattr(outputs, name, None) for name in ("auxiliary_loss", "router_z_loss"))
+    with activation_mesh(model.mesh if model.is_sharded else None):
+        logits = logits_of(outputs) if logits is None else logits
+        return task_loss(model.model_task, logits, labels, loss_config, model.config, *experts)
+
+
 def _with_loss(model: Any, outputs: Any, labels: Any, loss_config: Any) -> Any:
-    logits, balance = logits_of(outputs), getattr(outputs, "auxiliary_loss", None)
-    loss, metrics = task_loss(model.model_task, logits, labels, loss_config, model.config, balance)
-    del metrics
+    loss, _ = loss_of(model, outputs, labels, loss_config)
     if isinstance(outputs, ModelOutput):
-        return outputs.replace(loss=loss)
+        used = {"uncomputed_logits": None} if getattr(outputs, "uncomputed_logits", None) is not None else {}
+        return outputs.replace(loss=loss, **used)
     if isinstance(outputs, jax.Array):
         return CausalLMOutput(logits=outputs, loss=loss)
     try:

@@ -90,10 +90,10 @@ class Gemma2ForCausalLM(CausalLM):
 
     backbone_class = Gemma2Model
 
-    def compute_logits(self, hidden: jax.Array) -> jax.Array:
-        """Map hidden states to logits `cap · tanh(logits / cap)`."""
-        logits, cap = super().compute_logits(hidden), self.config.final_logit_softcapping
-        return logits if cap is None else jnp.tanh(logits / cap) * cap
+    @property
+    def logit_softcap(self) -> float | None:
+        """Logits `x` become `cap · tanh(x / cap)`; `None`: they stay."""
+        return self.config.final_logit_softcapping
 
 
 @register_module(TaskType.SEQUENCE_CLASSIFICATION, config=Gemma2Config)

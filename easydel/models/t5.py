@@ -237,10 +237,9 @@ class T5ForConditionalGeneration(Seq2SeqLM):
         if not self.config.tie_word_embeddings:
             self.lm_head = self._linear(self.config.vocab_size, rngs, stddev=self.config.initializer_factor)
 
-    def compute_logits(self, hidden: jax.Array) -> jax.Array:
-        """Map the decoder's states to logits, scaled where the head is the embedding and nothing else scales them."""
-        scaled = hidden * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else hidden
-        return super().compute_logits(scaled)
+    def head_input(self, hidden: jax.Array) -> jax.Array:
+        """Scale the decoder's states where the head is the embedding and nothing else scales its logits."""
+        return hidden * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else hidden
 
     def tied_names(self) -> dict[str, str]:
         """Return checkpoint names that repeat another: each side's table, and the head if tied → the shared one."""

@@ -8,6 +8,7 @@ from easydel.models.tasks.masked_lm import MaskedLM
 from easydel.models.tasks.moe import MoECausalLM
 from easydel.models.tasks.question_answering import QuestionAnswering
 from easydel.models.tasks.seq2seq import Seq2SeqLM
+from easydel.models.tasks.vocabulary import VocabularyTask
 
 __all__ = [
     "CausalLM",
@@ -20,4 +21,5 @@ __all__ = [
     "SequenceClassifier",
     "TaskModule",
     "TokenClassifier",
+    "VocabularyTask",
 ]

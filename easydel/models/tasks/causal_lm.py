@@ -8,11 +8,10 @@ import jax
 from flax import nnx
 
 from easydel.caching import Cache
-from easydel.models.tasks.base import TaskModule
-from easydel.outputs import CausalLMOutput
+from easydel.models.tasks.vocabulary import VocabularyTask
 
 
-class CausalLM(TaskModule):
+class CausalLM(VocabularyTask):
     """Predicts the next token: `lm_head` on the backbone, or the embedding itself if `tie_word_embeddings`.
 
     `labels` are the tokens themselves, int32 `[batch, seq]`; -100 masks one.
@@ -24,16 +23,6 @@ class CausalLM(TaskModule):
     def _add_head(self, rngs: nnx.Rngs) -> None:
         if not self.config.tie_word_embeddings:
             self.lm_head = self._linear(self.config.vocab_size, rngs)
-
-    def compute_logits(self, hidden: jax.Array) -> jax.Array:
-        """Map hidden states `[..., hidden]` to logits `[..., vocab]`."""
-        if self.config.tie_word_embeddings:
-            return self.base_model.embed_tokens.attend(hidden)
-        return self.lm_head(hidden)
-
-    def head(self, out: Any, input_ids: jax.Array | None, attention_mask: jax.Array | None) -> CausalLMOutput:
-        """Turn the backbone's output into logits `[batch, seq, vocab]`."""
-        return CausalLMOutput(logits=self.compute_logits(out.last_hidden_state), **out.carried())
 
     def next_token_logits(self, input_ids: jax.Array, attention_mask: Any, cache: Cache) -> tuple[jax.Array, Cache]:
         """Return the logits of the last position only, `[batch, vocab]`, and the updated cache."""

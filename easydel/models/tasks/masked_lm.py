@@ -9,17 +9,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from easydel.layers import activation, layer_norm
-from easydel.models.tasks.base import TaskModule
+from easydel.models.tasks.vocabulary import VocabularyTask
 from easydel.outputs import MaskedLMOutput
 
 
-class MaskedLM(TaskModule):
+class MaskedLM(VocabularyTask):
     """Predicts each token itself: a transform, then the embedding (or a `decoder` of its own) and a bias.
 
     `labels` are the tokens, int32 `[batch, seq]`; -100 where nothing is to be predicted.
     """
 
     can_generate: ClassVar[bool] = False
+    output_class = MaskedLMOutput
 
     def _add_head(self, rngs: nnx.Rngs) -> None:
         config = self.config
@@ -33,13 +34,14 @@ class MaskedLM(TaskModule):
         if not config.tie_word_embeddings:
             self.decoder = self._linear(config.vocab_size, rngs, use_bias=True)
 
-    def compute_logits(self, hidden: jax.Array) -> jax.Array:
-        """Map hidden states `[..., hidden]` to logits `[..., vocab]`."""
-        hidden = self.transform_norm(self.act(self.transform(hidden)))
-        if not self.config.tie_word_embeddings:
-            return self.decoder(hidden)
-        return self.base_model.embed_tokens.attend(hidden) + self.vocab_bias.get_value().astype(self.dtype)
+    def head_layer(self) -> Any:
+        """Return the embedding, or the `decoder` where the head is not tied."""
+        return self.base_model.embed_tokens if self.config.tie_word_embeddings else self.decoder
 
-    def head(self, out: Any, input_ids: jax.Array | None, attention_mask: jax.Array | None) -> MaskedLMOutput:
-        """Turn the backbone's output into logits `[batch, seq, vocab]`."""
-        return MaskedLMOutput(logits=self.compute_logits(out.last_hidden_state), **out.carried())
+    def head_input(self, hidden: jax.Array) -> jax.Array:
+        """Transform hidden states `[..., hidden]`."""
+        return self.transform_norm(self.act(self.transform(hidden)))
+
+    def head_bias(self) -> jax.Array | None:
+        """Return the bias beside the embedding; a `decoder` has its own."""
+        return self.vocab_bias.get_value() if self.config.tie_word_embeddings else None

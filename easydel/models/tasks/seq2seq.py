@@ -11,16 +11,18 @@ from flax import nnx
 
 from easydel.caching import Cache
 from easydel.generation.prompts import SHORTEST_PROMPT, align, bucket, check_prompt
-from easydel.models.tasks.base import TaskModule
+from easydel.models.tasks.vocabulary import VocabularyTask
 from easydel.outputs import Seq2SeqLMOutput
 
 
-class Seq2SeqLM(TaskModule):
+class Seq2SeqLM(VocabularyTask):
     """Predicts the decoder's next token: `lm_head` on the backbone, or the embedding if `tie_word_embeddings`.
 
     `labels` are the tokens the decoder should write, int32 `[batch, target]`; -100 masks one. Without decoder inputs
     they also give those: the labels shifted right behind `decoder_start_token_id`, masked ones as `pad_token_id`.
     """
+
+    output_class = Seq2SeqLMOutput
 
     def _add_head(self, rngs: nnx.Rngs) -> None:
         if not self.config.tie_word_embeddings:
@@ -41,7 +43,7 @@ class Seq2SeqLM(TaskModule):
         out = self.base_model(
             input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids, **inputs
         )
-        return Seq2SeqLMOutput(logits=self.compute_logits(out.last_hidden_state), **out.carried())
+        return Seq2SeqLMOutput(**self.logits_fields(out.last_hidden_state, loss_config), **out.carried())
 
     def compute_loss(self, *, labels: Any, logits: Any = None, config: Any = None, **inputs: Any) -> tuple[Any, Any]:
         """Compute the loss; as in the forward pass, labels also give the decoder's inputs where nothing else does."""
@@ -49,12 +51,6 @@ class Seq2SeqLM(TaskModule):
         if logits is None and all(inputs.get(name) is None for name in beginnings):
             inputs["decoder_input_ids"] = self.shift_right(labels)
         return super().compute_loss(labels=labels, logits=logits, config=config, **inputs)
-
-    def compute_logits(self, hidden: jax.Array) -> jax.Array:
-        """Map the decoder's states `[..., hidden]` to logits `[..., vocab]`."""
-        if self.config.tie_word_embeddings:
-            return self.base_model.embed_tokens.attend(hidden)
-        return self.lm_head(hidden)
 
     def shift_right(self, labels: jax.Array) -> jax.Array:
         """Return the decoder's inputs for labels `[batch, target]`: at each place the label before it."""
