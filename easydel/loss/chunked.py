@@ -144,11 +144,12 @@ def _forward(how: _How, hidden: jax.Array, kernel: jax.Array, bias: jax.Array | 
     with activation_mesh(how.mesh):
         kernel = _whole(how, kernel)
         start = _spread(how, jnp.zeros((*groups, *kernel.shape), wide))
-        bias_start = None if bias is None else jnp.zeros((*groups, *bias.shape), wide)
+        bias_start: Any = None if bias is None else jnp.zeros((*groups, *bias.shape), wide)
         carried, hidden_gradient = jax.lax.scan(step, (_zeros(), start, bias_start), (hidden, targets))
         sums, kernel_gradient, bias_gradient = carried
     kernel_gradient = _join(kernel_gradient).astype(kernel.dtype)
-    bias_gradient = None if bias is None else _join(bias_gradient).astype(bias.dtype)
+    if bias is not None:
+        bias_gradient = _join(bias_gradient).astype(bias.dtype)
     return sums, (hidden_gradient, kernel_gradient, bias_gradient)
 
 

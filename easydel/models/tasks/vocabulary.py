@@ -23,7 +23,7 @@ class VocabularyTask(TaskModule):
     and in their place, for a `LossConfig` with chunks, what a loss computes a few tokens' logits from at a time.
     """
 
-    output_class: ClassVar[type[ModelOutput]] = CausalLMOutput
+    output_class: ClassVar[type[Any]] = CausalLMOutput
     lm_head: nnx.Module
 
     def head_layer(self) -> Any:
