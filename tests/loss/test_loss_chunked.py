@@ -1,4 +1,4 @@
-"""The loss computed from a head a few tokens at a time, against torch in float64 and against the loss of whole logits."""
+"""The loss computed from a head a few tokens at a time: against torch in float64, and against whole logits."""
 
 from __future__ import annotations
 
