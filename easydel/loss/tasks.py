@@ -88,7 +88,7 @@ def _with_experts(
             continue
         if config.reduction == "none" and coefficient:
             raise UnsupportedError(
-                f"reduction='none' with a {name} of weight {coefficient} is not supported: it belongs to no single "
+                f"reduction='none' with {name} of weight {coefficient} is not supported: it belongs to no single "
                 f"label; set its coefficient in the LossConfig to 0 and read metrics[{name!r}]"
             )
         metrics = metrics | {name: value}

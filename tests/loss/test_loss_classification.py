@@ -74,6 +74,26 @@ def test_sum_adds_what_mean_averages():
     np.testing.assert_allclose(total, 9 * mean, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
+def test_other_reductions_of_targets(kind):
+    logits, targets = RNG.normal(size=(4, 3)).astype(np.float32), RNG.random((4, 3)).astype(np.float32)
+    mean, metrics = task_loss("sequence-classification", logits, targets, LossConfig(problem_type=kind))
+    each, same = task_loss("sequence-classification", logits, targets, LossConfig(problem_type=kind, reduction="none"))
+    assert each.shape == targets.shape
+    assert same["loss"] == mean
+    np.testing.assert_allclose(each.mean(), mean, rtol=1e-6)
+    factor = LossConfig(problem_type=kind, loss_normalizing_factor=8.0)
+    np.testing.assert_allclose(
+        task_loss("sequence-classification", logits, targets, factor)[0], each.sum() / 8, rtol=1e-6
+    )
+    parts = [
+        task_loss("sequence-classification", logits[s], targets[s], LossConfig(problem_type=kind))
+        for s in (slice(0, 1), slice(1, 4))
+    ]
+    combined = sum(m["num_tokens"] * loss for loss, m in parts) / metrics["num_tokens"]
+    np.testing.assert_allclose(combined, mean, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["single", "multi", "regression"])
 def test_a_padded_classifier_has_the_logits_and_loss_of_transformers(name):
     import torch

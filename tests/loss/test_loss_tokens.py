@@ -82,3 +82,27 @@ def test_smoothing_applies_to_places():
 def test_labels_that_do_not_fit_are_refused(task, logits, labels):
     with pytest.raises(ValueError, match="labels"):
         task_loss(task, logits, labels)
+
+
+def test_places_without_reduction_and_with_a_factor():
+    places = np.asarray([[0, 2], [7, 9], [6, 50]])  # two starts count, one end
+    each, metrics = task_loss("question-answering", SPANS, places, LossConfig(reduction="none"))
+    assert each.shape == places.shape
+    np.testing.assert_array_equal(np.asarray(each) != 0, places < 7)
+    mean, expected = task_loss("question-answering", SPANS, places)
+    np.testing.assert_allclose(mean, (each[:, 0].sum() / 2 + each[:, 1].sum() / 1) / 2, rtol=1e-6)
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-6, err_msg=name)
+    total, _ = task_loss("question-answering", SPANS, places, LossConfig(reduction="sum"))
+    factor = LossConfig(loss_normalizing_factor=5.0)
+    parts = [task_loss("question-answering", SPANS[i, None], places[i, None], factor)[0] for i in range(3)]
+    np.testing.assert_allclose(sum(parts), total / 5, rtol=1e-6)  # whatever is cut off where
+
+
+def test_places_have_a_z_loss():
+    places = np.asarray([[0, 2], [3, 3], [6, 6]])
+    plain, _ = task_loss("question-answering", SPANS, places)
+    loss, metrics = task_loss("question-answering", SPANS, places, LossConfig(z_loss_coefficient=0.1))
+    partition = np.log(np.exp(SPANS.astype(np.float64)).sum(axis=1))
+    np.testing.assert_allclose(metrics["z_loss"], 0.1 * (partition**2).mean(), rtol=1e-6)
+    np.testing.assert_allclose(loss, plain + metrics["z_loss"], rtol=1e-6)

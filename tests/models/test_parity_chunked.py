@@ -13,9 +13,8 @@ from flax import nnx
 import easydel
 from easydel import LossConfig
 from easydel.models.tasks import CausalLM
-from easydel.paths import flatten
 from easydel.sharding import create_mesh
-from tests.models.inputs import int32, pad
+from tests.models.inputs import as_torch, int32, pad
 from tests.models.pairs import close, pair
 from tests.models.table import FAMILIES
 
@@ -39,17 +38,22 @@ def test_loss_and_gradients_without_logits(family: str, variant: str) -> None:
     case = pair(family, variant)
     ids, mask = pad([case.ids(1, 14)[0], case.ids(1, 9, seed=1)[0]], 14, left=False)
     inputs = case.labelled(ids, mask)
-    out = case.run(**inputs, loss_config=CHUNKED)
+    out = jax.eval_shape(lambda: case.ours(**inputs, loss_config=CHUNKED))
     assert out.logits is None
     assert out.uncomputed_logits is None
-    close(out.loss, case.theirs(**inputs).loss, 1e-5, "loss")
+    assert out.loss.shape == ()
 
+    case.hf.zero_grad()
+    want = case.hf(**as_torch(inputs)).loss
+    want.backward()
     loss, gradients = case.run.gradient(**inputs, loss_config=CHUNKED)
-    plain, expected = case.run.gradient(**inputs)  # these are transformers': test_parity.py
-    close(loss, plain, 1e-5, "loss with gradients")
-    largest = max(float(jnp.abs(g).max()) for g in flatten(expected).values())
-    for path, want in flatten(expected).items():
-        close(flatten(gradients)[path], want, 1e-5, path, least=largest)
+    close(loss, want, 1e-5, "loss")
+    named = nnx.clone(case.ours).merge_params_dict(gradients).to_torch()
+    theirs = {name: p.grad for name, p in case.hf.named_parameters() if p.grad is not None}
+    largest = max(float(g.abs().max()) for g in theirs.values())
+    assert len(theirs) > 10
+    for name, gradient in theirs.items():
+        close(named[name], gradient, 1e-5, name, least=largest)
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +109,7 @@ def test_bfloat16_models_lose_no_more_than_rounding() -> None:
     np.testing.assert_allclose(chunked, plain, atol=1 / 128)
 
 
-@pytest.mark.parametrize("dims", [(1, 4, 1, 2, 1), (2, 1, 1, 2, 2)], ids=str)
-def test_on_eight_devices_it_is_the_same(dims: tuple[int, ...]) -> None:
+def test_on_eight_devices_it_is_the_same() -> None:
     config = easydel.LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
     )
@@ -119,7 +122,7 @@ def test_on_eight_devices_it_is_the_same(dims: tuple[int, ...]) -> None:
         inputs = {"input_ids": ids, "labels": ids}
         return jax.jit(jax.value_and_grad(lambda p: pure(p, inputs, loss_config=CHUNKED).loss))(model.params)
 
-    alone, sharded = step(model), step(nnx.clone(model).shard_model(mesh=create_mesh(dims)))
+    alone, sharded = step(model), step(nnx.clone(model).shard_model(mesh=create_mesh((1, 2, 1, 2, 2))))
     for one, other in zip(jax.tree.leaves(sharded), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
