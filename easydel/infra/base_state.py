@@ -15,7 +15,7 @@ from flax import nnx
 from easydel.calls import refuse_shapes
 from easydel.infra import state_files
 from easydel.infra.functional import bind
-from easydel.infra.state_arrays import init_optimizer, move_state
+from easydel.infra.state_arrays import everywhere, init_optimizer, move_state
 from easydel.infra.trainable import Patterns, TrainableSummary, choose, frozen_paths, summarize
 from easydel.infra.views import param_arrays
 from easydel.paths import flatten, nest, split
@@ -76,7 +76,7 @@ class EasyDeLState:
         kept = frozen_paths(list(arrays), trainable, frozen)
         params = nest(arrays)
         opt_state = init_optimizer(tx.init, choose(params, kept, inside=False))
-        step = jnp.zeros((), jnp.int32)
+        step = jnp.zeros((), jnp.int32, device=everywhere(params))
         return cls(step=step, params=params, other=other, opt_state=opt_state, tx=tx, graphdef=graphdef, frozen=kept)
 
     @property

@@ -45,13 +45,21 @@ def optimizer_shardings(opt_state: Any, params: Mapping[str, Any], whole: Shardi
 
 def init_optimizer(init: Callable[[Any], Any], params: dict[str, Any]) -> Any:
     """Make an optimizer's state; on a mesh each array straight where it will lie."""
-    shardings = [leaf.sharding for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
-    mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
-    if mesh is None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+    whole = everywhere(params)
+    if whole is None:
         return init(params)
-    shapes = jax.eval_shape(init, params)
-    places = optimizer_shardings(shapes, params, NamedSharding(mesh, PartitionSpec()))
+    places = optimizer_shardings(jax.eval_shape(init, params), params, whole)
     return jax.jit(init, out_shardings=places)(params)
+
+
+def everywhere(params: dict[str, Any]) -> NamedSharding | None:
+    """Return the sharding that holds an array whole on each device of the parameters' mesh; `None` without one."""
+    leaves = jax.tree.leaves(params)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return None
+    meshes = (leaf.sharding.mesh for leaf in leaves if isinstance(leaf.sharding, NamedSharding))
+    mesh = next(meshes, None)
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def named_arrays(state: Any) -> dict[str, Any]:

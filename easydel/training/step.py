@@ -93,7 +93,7 @@ class TrainStep:
 
 def has_dropout(state: EasyDeLState) -> bool:
     """Whether the model draws random numbers while it is trained."""
-    return any(jax.tree.leaves(named_variables(state.model, nnx.RngKey, by_layer=False)))
+    return bool(named_variables(state.model, nnx.RngKey, by_layer=False))
 
 
 def make_step(
