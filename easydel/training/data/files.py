@@ -18,7 +18,8 @@ import numpy as np
 
 CHUNK = 1 << 22
 MARK = b"\xef\xbb\xbf"  # that some editors write before UTF-8
-_LINE_END = re.compile(rb"\n(?=[^\s])")
+# Tokenizers take a run of blanks together but for its last, so only single ones are borders of tokens.
+_LINE_END = re.compile(rb"[^\s]\n(?=[^\s])")
 _WORD_END = re.compile(rb"[^\s](?=[ \n][^\s])")
 _CHARACTER = re.compile(rb"(?=[\x00-\x7f\xc0-\xff])")
 
@@ -146,8 +147,8 @@ def _separated(file: BinaryIO, first: int, size: int, separator: bytes | None) -
             add(start, base + match.start(), data, base)
             done = match.end()
             start = base + done
-        # What may be the first part of a separator, or the whole of a document that could be blank, is looked at again.
-        keep = max(done, len(data) - max(width - 1, 64))
+        # What may be the whole of a blank document, and the first part of a separator behind it, is looked at again.
+        keep = max(done, len(data) - 64 - width)
         kept, base = data[keep:], base + keep
     if start < size:
         add(start, size, kept, base)

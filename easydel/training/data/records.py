@@ -134,6 +134,11 @@ class FileRecords:
             ) from error
         if not isinstance(value, dict):
             raise ValueError(f"{self.where(index)}: a line must hold a JSON object, got {type(value).__name__}")
+        if "\\ud" in text.lower():
+            try:
+                json.dumps(value, ensure_ascii=False).encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{self.where(index)}: a text holds half a character ({error})") from error
         return value
 
 
