@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from easydel.training.arguments import TrainingArguments
-from easydel.training.data import DataConfig, WindowedText, make_loader
+from easydel.training.data import DataConfig, Loader, WindowedText, make_loader
 from easydel.training.elarge import eLargeModel
 from easydel.training.evaluate import Perplexity, evaluate, measure_perplexity
 from easydel.training.step import StepSettings, TrainStep
@@ -11,6 +11,7 @@ from easydel.training.trainer import Trainer, TrainingResult
 
 __all__ = [
     "DataConfig",
+    "Loader",
     "Perplexity",
     "StepSettings",
     "TrainStep",

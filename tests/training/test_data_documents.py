@@ -6,6 +6,8 @@ import copy
 
 import numpy as np
 import pytest
+import tokenizers
+import transformers
 
 from easydel.training.data import IGNORED, DataConfig, make_loader
 
@@ -68,7 +70,8 @@ BY_HAND = {
         LLAMA3,
         [SYSTEM, *TURNS],
         [
-            ("<|begin|><|start_header_id|>system<|end_header_id|>\n", False), ("\n", False), ("Be brief.<|eot_id|>", False),
+            ("<|begin|><|start_header_id|>system<|end_header_id|>\n", False), ("\n", False),
+            ("Be brief.<|eot_id|>", False),
             ("<|start_header_id|>user<|end_header_id|>\n", False), ("\n", False), ("def f<|eot_id|>", False),
             ("<|start_header_id|>assistant<|end_header_id|>\n", False), ("\n", False), ("return 1<|eot_id|>", True),
             ("<|start_header_id|>user<|end_header_id|>\n", False), ("\n", False), ("and g?<|eot_id|>", False),
@@ -264,6 +267,20 @@ def test_texts_begin_as_the_tokenizer_begins_them_and_end_once(tokenizer):
         assert ids == [tokenizer.bos_token_id, *tokenizer.encode("x = 1", add_special_tokens=False), 1]
     ids, _ = only_row(["x = 1"], tokenizer, add_eos=False)
     assert ids == tokenizer.encode("x = 1")
+
+
+def test_special_tokens_on_both_sides_are_followed():
+    """As BERT's and T5's tokenizers put them."""
+    words = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "a": 4, "b": 5, "c": 6}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    both = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]")
+    assert only_row(["a b"], both, add_eos=False)[0] == [1, 4, 5, 2]
+    ids, labels = only_row([{"prompt": "a", "completion": " b c"}], both, add_eos=False)
+    assert (ids, labels) == ([1, 4, 5, 6, 2], [IGNORED, IGNORED, 5, 6, 2])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,6 +172,10 @@ def test_a_broken_line_is_named(line, error, message, jsonl, tokenizer):
     config = DataConfig(path=path, shuffle=False, epochs=1, sequence_length=8, prefetch=0)
     with pytest.raises(error, match=message):
         list(make_loader(config, tokenizer, batch_size=1))
+    with make_loader(replace(config, prefetch=2, packing=False), tokenizer, batch_size=1) as loader:
+        next(loader)
+        with pytest.raises(error, match=message):  # from the thread, in its turn
+            next(loader)
 
 
 def test_text_that_is_not_utf8_is_named(tmp_path, tokenizer):
@@ -207,6 +212,10 @@ def test_a_path_is_no_sequence_of_examples(tokenizer):
         ({"format": "csv"}, ValueError, "format='csv' is unknown; choose one of 'auto'"),
         ({"truncate": "left"}, ValueError, "truncate='left'"),
         ({"window_start": "eos"}, ValueError, "window_start"),
+        ({"path": 3}, TypeError, "path must be a file, a pattern or a list of them, got 3"),
+        ({"path": ["a.txt", None]}, TypeError, "path must be a file"),
+        ({"text_field": None}, TypeError, "text_field must be a string"),
+        ({"chat_template": 3}, TypeError, "chat_template must be a string or None"),
         ({"packing": "yes"}, TypeError, "packing must be true or false"),
         ({"text_separator": ""}, ValueError, "text_separator must not be empty"),
     ],

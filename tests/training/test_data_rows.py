@@ -116,6 +116,8 @@ def test_it_goes_on_from_any_batch(lengths, packing, epochs, share, truncate):
         assert all((ours[name] == theirs[name]).all() for name in theirs)
     assert other.statistics == loader.statistics
     assert (other.position, other.epoch) == (epochs * len(texts), epochs)
+    other.set_state(states[0])  # from the end to the beginning
+    assert len(list(other)) == len(batches)
 
 
 @settings(deadline=None, max_examples=15)
@@ -127,6 +129,17 @@ def test_processes_make_the_shares_of_one_batch(lengths, count, packing):
     for batch, *parts in zip(whole, *shares, strict=True):
         for name, array in batch.items():
             assert (np.concatenate([part[name] for part in parts]) == array).all()
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_the_number_of_batches_is_known_where_it_can_be(drop):
+    texts = unique_texts([3, 30, 5, 7, 2])
+    for changes in ({"packing": False, "truncate": "right"}, {"packing": True}, {"packing": False}, {"epochs": None}):
+        loader = make_loader(texts, TOKENIZER, batch_size=2, config=config_of(**changes), drop_remainder=drop)
+        if changes.get("truncate"):
+            assert loader.batch_count == len(list(loader)) == (2 if drop else 3)
+        else:
+            assert loader.batch_count is None
 
 
 def test_a_state_serves_another_number_of_processes():
@@ -235,6 +248,9 @@ def test_states_of_other_data_are_refused():
         with pytest.raises(ValueError, match=message):
             loader.set_state(state)
         assert loader.get_state() == before
+    damaged = state | {"stream": {"position": 3}}
+    with pytest.raises(ValueError, match="the state is damaged: 'stream' must have position, window"):
+        make().set_state(damaged)
     with pytest.raises(ValueError, match="version"):
         make().set_state({"position": 3})
     make(epochs=5, prefetch=1).set_state(state)  # these change nothing of what comes

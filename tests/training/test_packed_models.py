@@ -79,7 +79,7 @@ def test_packed_equals_unpacked_per_token(name, batches):
     run = jax.jit(jax.value_and_grad(mean, has_aux=True))
     results, documents = [], []
     for batch in batches:
-        check_batch_fits(model, batch.keys())
+        check_batch_fits(model, batch)
         results.append(run(params, batch))
         documents.append(documents_of(batch, np.asarray(results[-1][0][1])))
     packed, alone = documents
@@ -104,6 +104,13 @@ def test_a_model_that_takes_no_segments_is_refused(batches):
     with pytest.raises(ValueError, match="takes no attention_mask"):
         check_batch_fits(SwallowsAnything, alone)
     check_batch_fits(SwallowsAnything, {"input_ids", "labels"})
+
+
+def test_rows_and_tokens_beyond_the_model_are_refused(batches):
+    config_class, model_class, fields = MODELS["gpt2"]
+    for changes, message in (({"n_positions": 39}, "39 positions; 40 tokens"), ({"vocab_size": 100}, r"in \[0, 100\)")):
+        with pytest.raises(ValueError, match=message):
+            check_batch_fits(model_class(config_class(**fields | changes), rngs=nnx.Rngs(0)), batches[0])
 
 
 @pytest.mark.parametrize("name", ["T5ForConditionalGeneration", "BertForMaskedLM"])

@@ -83,6 +83,12 @@ class DataConfig:
                 raise TypeError(f"{name} must be an integer, got {value!r}")
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name in ("text_field", "messages_field", "prompt_field", "completion_field"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a string, got {getattr(self, name)!r}")
+        for name in ("text_separator", "chat_template"):
+            if not isinstance(getattr(self, name), str | None):
+                raise TypeError(f"{name} must be a string or None, got {getattr(self, name)!r}")
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32, got {self.seed}")
         for name in ("packing", "completion_only", "add_eos", "shuffle"):
@@ -91,8 +97,12 @@ class DataConfig:
                 raise TypeError(f"{name} must be true or false, got {value!r}")
         if self.text_separator == "":
             raise ValueError("text_separator must not be empty; None makes each text file one document")
-        if not isinstance(self.path, str | Path | None):
-            object.__setattr__(self, "path", tuple(self.path))
+        if isinstance(self.path, Sequence) and not isinstance(self.path, str | bytes):
+            object.__setattr__(self, "path", tuple(self.path))  # hashable
+        entries = self.path if isinstance(self.path, tuple) else () if self.path is None else (self.path,)
+        for entry in entries:
+            if not isinstance(entry, str | Path):
+                raise TypeError(f"path must be a file, a pattern or a list of them, got {entry!r}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataConfig:

@@ -27,12 +27,22 @@ class Loader:
         config: with the `format` that was found.
         records: how many records the data have: lines, files, or pieces of large texts.
         batch_size: rows of a batch over all processes.
+        batch_count: batches from the first to the last, if that is known: if each record makes one row.
         position: records read so far, over all passes.
         statistics: of the batches so far.
     """
 
-    def __init__(self, config: DataConfig, batch_size: int, records: Records, documents: Any, iterator: Any) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        batch_size: int,
+        records: Records,
+        documents: Any,
+        iterator: Any,
+        batch_count: int | None,
+    ) -> None:
         self.config, self.batch_size, self.records = config, batch_size, len(records)
+        self.batch_count = batch_count
         self.position, self.statistics = 0, Statistics()
         self._held = [iterator]
         # An interpreter that ends while the thread tokenises would be aborted.
@@ -79,7 +89,9 @@ class Loader:
             theirs = state.get(part)
             if theirs != mine:
                 raise ValueError(f"the state does not fit this loader: {_difference(part, theirs, mine)}")
-        stream = state["stream"]
+        stream, known = state.get("stream"), self._iterator.get_state().keys()
+        if not isinstance(stream, dict) or stream.keys() != known:
+            raise ValueError(f"the state is damaged: 'stream' must have {', '.join(known)}, got {stream!r}")
         self._iterator.set_state(stream)
         self.position, self.statistics = stream["position"], Statistics(**stream["statistics"])
 
@@ -158,7 +170,8 @@ def make_loader(
         drop_remainder=drop_remainder,
     )
     iterator = stream.prefetched(stream.BatchDataset(documents, len(records), shape), settings.prefetch)
-    return Loader(settings, batch_size, records, documents, iterator)
+    count = _batch_count(settings, len(records), batch_size, drop_remainder)
+    return Loader(settings, batch_size, records, documents, iterator, count)
 
 
 def _what_and_how(
@@ -172,6 +185,15 @@ def _what_and_how(
         hint = f": to read a file, give DataConfig(path={str(data)!r})" if isinstance(data, str) else ""
         raise TypeError(f"data must be a DataConfig or a sequence of examples, got {type(data).__name__}{hint}")
     return replace(config) if config else DataConfig(), data
+
+
+def _batch_count(config: DataConfig, records: int, batch_size: int, drop_remainder: bool) -> int | None:
+    one_row_each = not config.packing and config.truncation != "split"
+    # What is cut on the right may lose all its labels, and then makes no row; a text cannot.
+    if config.epochs is None or not one_row_each or (config.truncation == "right" and config.labels_completions_only):
+        return None
+    rows = config.epochs * records
+    return rows // batch_size if drop_remainder else -(-rows // batch_size)
 
 
 def _pad_id(tokenizer: Any) -> int:
