@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import replace
 
@@ -192,6 +194,21 @@ def test_a_file_that_shrinks_is_noticed(jsonl, tokenizer):
     path.write_text('{"text": "abc"}\n')
     with pytest.raises(ValueError, match="has changed since it was indexed"):
         found[1]
+
+
+def test_grain_is_asked_for_only_when_it_is_needed():
+    program = """
+import sys
+from easydel.training import DataConfig, make_loader
+assert "grain" not in sys.modules
+sys.modules["grain"] = None
+try:
+    make_loader(["abc"], None, batch_size=1)
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "reading training data needs grain: pip install 'easydel-base[train]'\n"
 
 
 def test_a_path_is_no_sequence_of_examples(tokenizer):
