@@ -65,6 +65,9 @@ BY_HAND = {
     "chatml": (CHATML, [SYSTEM, *TURNS], list(chatml(("system", "Be brief."), *SPOKEN))),
     "chatml_marked": (CHATML_MARKED, [SYSTEM, *TURNS], list(chatml(("system", "Be brief."), *SPOKEN))),
     "chatml_open": (CHATML, TURNS[:3], list(chatml(*SPOKEN[:3]))),
+    "chatml_silent": (
+        CHATML, [*TURNS[:3], {"role": "assistant", "content": ""}], list(chatml(*SPOKEN[:3], ("assistant", ""))),
+    ),
     "chatml_two_answers": (CHATML, [*TURNS[:2], TURNS[3]], list(chatml(*SPOKEN[:2], SPOKEN[3]))),
     "llama3": (
         LLAMA3,
@@ -189,6 +192,11 @@ NO_PROMPT = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['co
         (FORGETFUL, TURNS, "renders message 1 otherwise when more follows"),
         (NO_PROMPT, TURNS, "has no generation prompt"),
         (GEMMA, [SYSTEM, *TURNS], "refuses the messages: System role not supported"),
+        (
+            CHATML,
+            [TURNS[0], {"role": "assistant", "content": ["yo"]}],
+            "refuses the messages: can only concatenate str",
+        ),
         (CHATML, TURNS[:1], "no trainable token"),
         (CHATML_MARKED, TURNS[:1], "no trainable token"),
         (CHATML, [], "list of messages is empty"),

@@ -51,7 +51,7 @@ class ChatEncoder:
                 ids = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
                 return np.array(ids, np.int32), None
             text, spans = self._spans(messages, tools)
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:  # a TypeError: it joins a content that is no text to one
             raise ValueError(f"the chat template refuses the messages: {error}") from error
         if not getattr(self.tokenizer, "is_fast", False):
             raise ValueError(
@@ -113,8 +113,9 @@ class ChatEncoder:
 def _through_mark(turn: str, content: Any) -> str:
     """Cut a turn behind the mark that ends it; blanks behind a mark are the template's, those without one are it."""
     marked = turn.rstrip()
-    only_content = isinstance(content, str) and marked.endswith(content.rstrip())
-    return turn if only_content else marked
+    said = content.rstrip() if isinstance(content, str) else ""
+    has_mark = marked and not (said and marked.endswith(said))
+    return marked if has_mark else turn
 
 
 def _check_messages(messages: Sequence[Any]) -> None:

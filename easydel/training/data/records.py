@@ -117,7 +117,7 @@ class FileRecords:
         """Return their number, the files' sizes and a checksum of where documents begin."""
         checksum = 0
         for file in self.files:
-            checksum = zlib.crc32(file.starts, checksum)  # the array itself: a copy would be as large
+            checksum = zlib.crc32(file.starts.data, checksum)
         return {"records": len(self), "sizes": [file.size for file in self.files], "starts": checksum}
 
     def _find(self, index: int) -> tuple[FileIndex, int]:
