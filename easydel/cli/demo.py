@@ -57,13 +57,19 @@ def run_demo(*, text: Path | None, output: Path, steps: int, new_tokens: int, se
     show_sample(console, model, tokenizer, corpus.prompt, new_tokens, seed)
 
     picture = output / "loss.png"
-    drawn = find_spec("matplotlib") is not None
-    if drawn:
-        draw_curves(records, picture, f"Fine-tuning stdlib-4m on {corpus.name}")
+    curve = draw(records, picture, f"Fine-tuning stdlib-4m on {corpus.name}")
     console.rule()
-    console.print(f"loss curve: {picture}" if drawn else PLOT_MISSING)
+    console.print(f"loss curve: {curve}")
     console.print(f"model:      {output}  (try: easydel generate --model {output} --prompt …)")
     console.print(f"done in {time.perf_counter() - began:.0f} s")
+
+
+def draw(records: list[Record], picture: Path, title: str) -> str:
+    """Draw the loss curve, and return its file, or how to have it drawn."""
+    if find_spec("matplotlib") is None:
+        return PLOT_MISSING
+    draw_curves(records, picture, title)
+    return str(picture)
 
 
 def load_section(console: Console) -> tuple[Any, Any]:

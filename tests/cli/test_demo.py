@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
-import sys
 
 import pytest
 from typer.testing import CliRunner
 
 from easydel import LlamaForCausalLM
+from easydel.cli import demo
 from easydel.cli.app import app
-from easydel.cli.plot import PLOT_MISSING, save_loss_curve
 
 pytestmark = pytest.mark.xdist_group("demo")  # one worker runs it, once for all tests here
 
@@ -46,6 +46,8 @@ def test_it_leaves_a_model_and_a_picture(shown):
 
 
 def test_without_matplotlib_no_picture_but_a_hint(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert not save_loss_curve([1.0], tmp_path / "loss.png", "title")
-    assert "easydel-base[plot]" in PLOT_MISSING
+    found = importlib.util.find_spec
+    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "matplotlib" else found(name))
+    assert demo.draw([], tmp_path / "loss.png", "title") == demo.PLOT_MISSING
+    assert not (tmp_path / "loss.png").exists()
+    assert "easydel-base[plot]" in demo.PLOT_MISSING

@@ -1,27 +1,23 @@
-"""The embedded model's tokenizer: byte-level pieces, a begin token (0) before a text, an end token (1), no template."""
+"""Runs of the same shape are compiled once for all tests of training, whatever process they are in."""
 
 from __future__ import annotations
 
-import json
-
+import jax
 import pytest
 
-from easydel.assets import embedded_model_path
-from easydel.cli.text import load_tokenizer
+CACHE = {
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
-    return load_tokenizer(embedded_model_path())
-
-
-@pytest.fixture
-def jsonl(tmp_path):
-    """Write records as JSON lines (strings as they are) and return the file."""
-
-    def write(records, name="data.jsonl"):
-        lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
-        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return tmp_path / name
-
-    return write
+@pytest.fixture(scope="package", autouse=True)
+def compiled(tmp_path_factory):
+    """JAX's persistent cache, in a folder of its own; returns the folder."""
+    before = {name: getattr(jax.config, name) for name in (*CACHE, "jax_compilation_cache_dir")}
+    folder = tmp_path_factory.mktemp("compiled")
+    for name, value in (CACHE | {"jax_compilation_cache_dir": str(folder)}).items():
+        jax.config.update(name, value)
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)

@@ -207,7 +207,9 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"token ids must lie in \[0, 32\)"):
             trainer(tmp_path, data=lambda i: {k: v + 40 for k, v in batch_of(i).items()}).train()
         with pytest.raises(TypeError, match="takes no 'input_idz'"):
-            trainer(tmp_path, data=lambda i: {"input_idz": batch_of(i)["labels"], "labels": batch_of(i)["labels"]}).train()
+            trainer(
+                tmp_path, data=lambda i: {"input_idz": batch_of(i)["labels"], "labels": batch_of(i)["labels"]}
+            ).train()
         with pytest.raises(ShardingError, match="6 rows cannot be split over 8 devices"):
             trainer(
                 tmp_path, tiny_llama().shard_model(mesh=create_mesh((1, 8, 1, 1, 1))),
@@ -218,9 +220,7 @@ class TestRefusals:
 def test_the_finished_model_is_saved(tmp_path):
     result = trainer(tmp_path, save_model=True, max_steps=2, warmup_steps=0).train()
     loaded = LlamaForCausalLM.from_pretrained(tmp_path / "model")
-    np.testing.assert_array_equal(
-        loaded.params["lm_head"]["kernel"], result.model.params["lm_head"]["kernel"]
-    )
+    np.testing.assert_array_equal(loaded.params["lm_head"]["kernel"], result.model.params["lm_head"]["kernel"])
 
 
 def test_all_logs(tmp_path):

@@ -1,22 +1,20 @@
-"""Windows of text, the training loop and perplexity, on a tiny model."""
+"""Windows of text, and perplexity on a tiny model."""
 
 from __future__ import annotations
 
 import jax
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
 from easydel import LlamaConfig, LlamaForCausalLM
-from easydel.training import WindowedText, fit, measure_perplexity
+from easydel.training import WindowedText, measure_perplexity
 from easydel.training.data import IGNORED
 
 CONFIG = dict(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
     num_key_value_heads=1, tie_word_embeddings=True,
 )  # fmt: skip
-OPTIMIZER = optax.adam(1e-2)  # one object: the compiled step is shared
 
 
 def numbered(count: int, length: int) -> WindowedText:
@@ -78,29 +76,3 @@ def test_perplexity_of_a_uniform_model_is_its_vocabulary(model):
 def test_perplexity_of_nothing_is_refused(model):
     with pytest.raises(ValueError, match="at least one label"):
         measure_perplexity(model, [])
-
-
-def test_fit_learns_reports_and_leaves_the_model_alone(model):
-    before = jax.tree.map(np.asarray, model.params)
-    text, reports = numbered(31, 8), []
-    state = fit(
-        model.to_state(OPTIMIZER), lambda step: text.train_batch(step, 4), 30,
-        lambda state, report: reports.append(report),
-    )  # fmt: skip
-    assert [report.step for report in reports] == list(range(1, 31))
-    assert reports[-1].loss < 0.8 * reports[0].loss
-    assert int(state.step) == 30
-    jax.tree.map(np.testing.assert_array_equal, before, model.params)
-
-
-def test_a_run_taken_up_again_ends_where_the_whole_run_ends(model):
-    text = numbered(31, 8)
-
-    def batch_of(step):
-        return text.train_batch(step, 4)
-
-    whole = fit(model.to_state(OPTIMIZER), batch_of, 6)
-    half = fit(model.to_state(OPTIMIZER), batch_of, 6, lambda state, report: report.step == 3)
-    assert int(half.step) == 3
-    again = fit(half, batch_of, 6)
-    jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
