@@ -165,7 +165,7 @@ class EasyDeL:
 
     def unload(self) -> None:
         """See `Contestant.unload`."""
-        self.model = self.state = self.step = None
+        self.model = self.step = None
         gc.collect()
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
@@ -179,23 +179,17 @@ class EasyDeL:
 
     def start_training(self) -> None:
         """See `Contestant.start_training`."""
-        import jax
         import optax
 
-        forward = self.model.pure_transform_fn()
+        from easydel.training import TrainStep
 
-        def train_step(state: Any, batch: Any) -> Any:
-            loss, grads = jax.value_and_grad(lambda params: forward(params, batch).loss)(state.params)
-            return state.apply_gradients(grads), loss
-
-        self.step = jax.jit(train_step, donate_argnums=0)
-        self.state = self.model.to_state(optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY))
+        state = self.model.to_state(optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY))
         self.model = None  # its arrays are the state's, and are given away with it
+        self.step = TrainStep(state, keep=False)
 
     def train_step(self, ids: np.ndarray) -> float:
         """See `Contestant.train_step`."""
-        self.state, loss = self.step(self.state, {"input_ids": ids, "labels": ids})
-        return float(loss)
+        return float(self.step({"input_ids": ids, "labels": ids})["loss"])
 
 
 def contestants() -> list[Any]:
