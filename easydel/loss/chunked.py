@@ -76,11 +76,15 @@ def _groups(shape: tuple[int, int]) -> tuple[int, int]:
     return parts[0], parts[1]
 
 
+def _vocabulary_is_split(vocab: int) -> bool:
+    return current_mesh() is not None and any(activation_spec((vocab,), "vocab"))
+
+
 def _chunk_size(config: LossConfig, vocab: int, rows: int) -> int:
     if config.token_chunk_size != "auto":
         return int(config.token_chunk_size)  # type: ignore[arg-type]  # the config has checked it
     mesh = current_mesh()
-    parts = 1 if mesh is None else mesh.shape.get("tp", 1)
+    parts = mesh.shape["tp"] if mesh is not None and _vocabulary_is_split(vocab) else 1
     return min(rows, max(128, MOST_LOGITS * parts // vocab // 128 * 128))
 
 
@@ -182,11 +186,13 @@ def _logits(how: _How, hidden: jax.Array, kernel: jax.Array, bias: jax.Array | N
 def _measure(how: _How, logits: jax.Array, targets: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
     """Return a chunk's sums, its log-partitions `[groups, groups, tokens]`, and where the targets are, as booleans."""
     counts = targets != how.config.ignore_index
-    # Looked up by comparing: a lookup in logits that are split over the vocabulary would gather them all.
     classes = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 3)
     hits = classes == targets[..., None]
-    target_logits = jnp.sum(jnp.where(hits, logits, 0), axis=-1)
     known = (targets >= 0) & (targets < logits.shape[-1])
+    if _vocabulary_is_split(logits.shape[-1]):  # a lookup would gather the logits, comparing reads them once more
+        target_logits = jnp.sum(jnp.where(hits, logits, 0), axis=-1)
+    else:
+        target_logits = jnp.take_along_axis(logits, jnp.where(known, targets, 0)[..., None], axis=-1)[..., 0]
     target_logits = jnp.where(known, target_logits, jnp.nan)  # as in `cross_entropy`
     largest = logits.max(axis=-1, keepdims=True)
     log_partition = jnp.log(jnp.exp(logits - largest).sum(axis=-1)) + largest[..., 0]
