@@ -76,15 +76,12 @@ def _groups(shape: tuple[int, int]) -> tuple[int, int]:
     return parts[0], parts[1]
 
 
-def _vocabulary_is_split(vocab: int) -> bool:
-    return current_mesh() is not None and any(activation_spec((vocab,), "vocab"))
-
-
 def _chunk_size(config: LossConfig, vocab: int, rows: int) -> int:
     if config.token_chunk_size != "auto":
         return int(config.token_chunk_size)  # type: ignore[arg-type]  # the config has checked it
     mesh = current_mesh()
-    parts = mesh.shape["tp"] if mesh is not None and _vocabulary_is_split(vocab) else 1
+    split = mesh is not None and any(activation_spec((vocab,), "vocab"))
+    parts = mesh.shape["tp"] if mesh is not None and split else 1
     return min(rows, max(128, MOST_LOGITS * parts // vocab // 128 * 128))
 
 
@@ -189,10 +186,7 @@ def _measure(how: _How, logits: jax.Array, targets: jax.Array) -> tuple[Any, jax
     classes = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 3)
     hits = classes == targets[..., None]
     known = (targets >= 0) & (targets < logits.shape[-1])
-    if _vocabulary_is_split(logits.shape[-1]):  # a lookup would gather the logits, comparing reads them once more
-        target_logits = jnp.sum(jnp.where(hits, logits, 0), axis=-1)
-    else:
-        target_logits = jnp.take_along_axis(logits, jnp.where(known, targets, 0)[..., None], axis=-1)[..., 0]
+    target_logits = jnp.take_along_axis(logits, jnp.where(known, targets, 0)[..., None], axis=-1)[..., 0]
     target_logits = jnp.where(known, target_logits, jnp.nan)  # as in `cross_entropy`
     largest = logits.max(axis=-1, keepdims=True)
     log_partition = jnp.log(jnp.exp(logits - largest).sum(axis=-1)) + largest[..., 0]

@@ -248,6 +248,8 @@ def test_eight_devices_compute_the_same_and_never_exchange_logits(dims, transpos
     in_loop = re.findall(r"^%?[\w.-]*(?:body|region|while)[\w.-]* .*?^}", text, re.MULTILINE | re.DOTALL)
     moved = [(kind, sizes(shape)) for shape, kind in COLLECTIVE.findall(text)]
     assert moved, "devices must add up their losses"
+    rounds = ROWS * TOKENS // data // chunk
+    assert f"f32[{rounds},1,1,{chunk},{FEATURES}]" in text, "each device takes its own tokens only"
     weights = FEATURES * CLASSES
     for kind, found in moved:
         # The weights and their gradient may travel, and hidden states; logits would be chunk·CLASSES or more.
