@@ -14,12 +14,14 @@ from easydel.sharding import constrain
 class Embed(nnx.Embed):
     """`nnx.Embed` (table `[vocab, features]`) whose table is split over its vocabulary only while it is looked up.
 
-    A table that is split over features as well would have its lookup answered by an all-to-all.
+    A table that is split over features as well would have its lookup answered by an all-to-all. One of few rows
+    (positions, types) is whole while it is looked up: no device then waits for another's rows.
 
     Args:
         num_embeddings: size of the vocabulary.
         features: size of a vector.
         precision: of the products with a tied head.
+        rows: role of the rows in a mesh (`easydel.sharding.constrain`); `None`: they are not split.
         padding_idx: the id whose vector learns nothing from being looked up (as in torch; a tied head still trains it).
         **options: as in `nnx.Embed`.
     """
@@ -30,17 +32,18 @@ class Embed(nnx.Embed):
         features: int,
         *,
         precision: Any = None,
+        rows: str | None = "vocab",
         padding_idx: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(num_embeddings, features, **options)
-        self.precision, self.padding_idx = precision, padding_idx
+        self.precision, self.rows, self.padding_idx = precision, rows, padding_idx
 
     def __call__(self, inputs: jax.Array, out_sharding: object = None) -> jax.Array:
         """Map token ids `[...]` to vectors `[..., features]`; an id outside the vocabulary gives NaN."""
         if not jnp.issubdtype(inputs.dtype, jnp.integer):
             raise ValueError(f"token ids must be integers, got {inputs.dtype}")
-        table = constrain(self.embedding.get_value(), "vocab", None)
+        table = constrain(self.embedding.get_value(), self.rows, None)
         # A negative id would count from the end of the table.
         ids = jnp.where(inputs < 0, self.num_embeddings, inputs)
         vectors = jnp.take(table, ids, axis=0, mode="fill").astype(self.dtype)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from easydel import native
-from easydel.sharding.activations import is_on_one_device, sequence_is_split
+from easydel.sharding import is_on_one_device, sequence_is_split
 
 MATRICES = (((1,), (0,)), ((), ()))
 """The dimension numbers of `[rows, in] @ [in, out]`."""

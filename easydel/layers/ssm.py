@@ -109,8 +109,7 @@ class StateSpaceMixer(nnx.Module):
 
     def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: RecurrentCache | None) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape and the updated cache."""
-        projected = self.in_proj(hidden)
-        gate, mixed, steps = jnp.split(projected, (self.inner, self.inner + self.channels), axis=-1)
+        gate, mixed, steps = _cut(self.in_proj(hidden), self.inner, self.inner + self.channels)
         steps = jax.nn.softplus(steps.astype(jnp.float32) + self.dt_bias.get_value().astype(jnp.float32))
         steps = constrain(jnp.clip(steps, *self.time_step_limit), "batch", "sequence", "heads")
         places = Places.of(inputs.tokens, inputs.mask.query_segments)
@@ -142,11 +141,21 @@ class StateSpaceMixer(nnx.Module):
         bias = None if self.conv1d.bias is None else self.conv1d.bias.get_value()
         mixed = self.act(causal_conv(mixed, self.conv1d.kernel.get_value()[:, 0], bias, window, segments))
         states = self.num_groups * self.state_size
-        x, B, C = jnp.split(mixed, (self.inner, self.inner + states), axis=-1)
+        x, B, C = _cut(mixed, self.inner, self.inner + states)
         rows = mixed.shape[:2]
         x = constrain(x.reshape(*rows, self.num_heads, self.head_dim), "batch", "sequence", "heads", None)
         B, C = (part.reshape(*rows, self.num_groups, self.state_size) for part in (B, C))
         return x, B, C
+
+
+def _cut(x: jax.Array, *places: int) -> list[jax.Array]:
+    """Cut `[batch, seq, features]` at places where no device's part of the features ends.
+
+    So it is made whole first, and each device takes what it needs from its own copy: one gathering, where cutting
+    what is split would send pieces from each device to the next.
+    """
+    whole = ("batch", "sequence", None)
+    return [constrain(part, *whole) for part in jnp.split(constrain(x, *whole), places, axis=-1)]
 
 
 def causal_conv(

@@ -41,7 +41,7 @@ class Encoder(EasyDeLBaseModule):
     ) -> None:
         super().__init__(config, dtype, param_dtype, precision, rngs)
         rngs = nnx.Rngs(0) if rngs is None else rngs
-        self.embed_tokens = self.table(config.vocab_size, rngs, padding_idx=config.pad_token_id)
+        self.embed_tokens = self.table(config.vocab_size, rngs, rows="vocab", padding_idx=config.pad_token_id)
         make = type(self).block_class
         self.layers = make_layers(
             lambda kind: make(config, kind, precision=precision, rngs=rngs, **self.dtypes),
@@ -65,13 +65,14 @@ class Encoder(EasyDeLBaseModule):
         """The longest sequence the model can take: one position for each token."""
         return self.config.max_position_embeddings
 
-    def table(self, size: int, rngs: nnx.Rngs, padding_idx: int | None = None) -> Embed:
-        """Make a table of `size` vectors."""
+    def table(self, size: int, rngs: nnx.Rngs, rows: str | None = None, padding_idx: int | None = None) -> Embed:
+        """Make a table of `size` vectors; `rows` and `padding_idx` as in `Embed`."""
         return Embed(
             size,
             self.config.hidden_size,
             embedding_init=normal_init(self.config.initializer_range),
             precision=self.precision,
+            rows=rows,
             padding_idx=padding_idx,
             rngs=rngs,
             **self.dtypes,

@@ -115,7 +115,7 @@ class GPT2Model(Decoder):
         """Make the learned positions, and the dropout after them."""
         config, initial = self.config, normal_init(self.config.initializer_range)
         self.embed_positions = Embed(
-            config.n_positions, config.n_embd, embedding_init=initial, rngs=rngs, **self.dtypes
+            config.n_positions, config.n_embd, embedding_init=initial, rows=None, rngs=rngs, **self.dtypes
         )
         self.dropout = make_dropout(config.embd_pdrop, rngs)
 

@@ -1,6 +1,13 @@
 """Meshes, partition rules, and the placement of arrays on devices."""
 
-from easydel.sharding.activations import activation_mesh, activation_spec, constrain, current_mesh
+from easydel.sharding.activations import (
+    activation_mesh,
+    activation_spec,
+    constrain,
+    current_mesh,
+    is_on_one_device,
+    sequence_is_split,
+)
 from easydel.sharding.creation import create_arrays
 from easydel.sharding.explain import ShardingExplanation, explain_rules
 from easydel.sharding.mesh import (
@@ -47,10 +54,12 @@ __all__ = [
     "fit_spec",
     "gather",
     "infer_rules",
+    "is_on_one_device",
     "match_rules",
     "named_shardings",
     "parse_mesh",
     "place",
     "rule_shardings",
+    "sequence_is_split",
     "spread_spec",
 ]

@@ -61,7 +61,7 @@ def constrain(x: jax.Array, *roles: str | None) -> jax.Array:
     array stays where it is.
     """
     mesh = _MESH.get()
-    if mesh is None or mesh.size == 1 or not isinstance(x, jax.core.Tracer):
+    if mesh is None or is_on_one_device() or not isinstance(x, jax.core.Tracer):
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, activation_spec(x.shape, *roles)))
 

@@ -14,7 +14,7 @@ from easydel.layers.linear import normal_init
 from easydel.layers.moe.dispatch import gather_back, is_local, sort_by_expert, spread, sum_choices
 from easydel.layers.moe.mechanisms import Kernels, block_size, blocks, choose, grouped, ragged
 from easydel.layers.moe.router import Routing
-from easydel.sharding import activation_spec, current_mesh
+from easydel.sharding import activation_spec, current_mesh, is_on_one_device
 
 
 class ExpertLinear(nnx.Module):
@@ -75,13 +75,13 @@ class Experts(nnx.Module):
         x = x.astype(self.dtype)
         kernels = self.gate_proj.weights(), self.up_proj.weights(), self.down_proj.weights()
         mesh = current_mesh()
-        if mesh is None or mesh.size == 1:
+        if mesh is None or is_on_one_device():
             return self._compute(x, routing.weights, routing.experts, kernels).astype(self.dtype)
 
         tokens = activation_spec(x.shape, "batch", "sequence", None)
         wide = activation_spec(kernels[0].shape, "experts", None, "mlp")
         split = PartitionSpec(wide[0], wide[2], None)
-        summed = tuple(axis for entry in (wide[0], wide[2]) for axis in _axes(entry))
+        summed = tuple(axis for entry in (wide[0], wide[2]) for axis in _axes(entry) if mesh.shape[axis] > 1)
 
         def part(x: jax.Array, weights: jax.Array, experts: jax.Array, kernels: Kernels) -> jax.Array:
             held = kernels[0].shape[0]

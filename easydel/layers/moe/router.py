@@ -10,6 +10,7 @@ from flax import nnx
 from flax.struct import dataclass
 
 from easydel.layers.linear import normal_init
+from easydel.sharding import activation_spec, current_mesh, is_on_one_device
 
 
 @dataclass
@@ -17,9 +18,9 @@ class Routing:
     """What a router says of each token.
 
     Attributes:
-        logits: `[..., experts]`, in the compute dtype.
-        weights: float32 `[..., top_k]`, of the chosen experts.
-        experts: int32 `[..., top_k]`, the chosen experts, the likeliest first.
+        logits: `[batch, seq, experts]`, in the compute dtype.
+        weights: float32 `[batch, seq, top_k]`, of the chosen experts.
+        experts: int32 `[batch, seq, top_k]`, the chosen experts, the likeliest first.
     """
 
     logits: jax.Array
@@ -61,13 +62,29 @@ class Router(nnx.Module):
         self.dtype, self.param_dtype, self.precision = dtype, param_dtype, precision
 
     def __call__(self, x: jax.Array) -> Routing:
-        """Route tokens `[..., hidden]`."""
+        """Route tokens `[batch, seq, hidden]`."""
         kernel = self.kernel.get_value().astype(self.dtype)
         logits = jnp.dot(x.astype(self.dtype), kernel, precision=self.precision)
-        weights, experts = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), self.top_k)
+        weights, experts = self._choose(jax.nn.softmax(logits.astype(jnp.float32), axis=-1))
         if self.normalize:
             weights = weights / weights.sum(axis=-1, keepdims=True)
         return Routing(logits, weights, experts)
+
+    def _choose(self, probabilities: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the largest of `[batch, seq, experts]` and which they are; on a mesh each device asks its own tokens.
+
+        The compiler would gather all tokens on every device first.
+        """
+
+        def largest(part: jax.Array) -> tuple[jax.Array, jax.Array]:
+            weights, experts = jax.lax.top_k(part, self.top_k)
+            return weights, experts
+
+        mesh = current_mesh()
+        if mesh is None or is_on_one_device():
+            return largest(probabilities)
+        tokens = activation_spec(probabilities.shape, "batch", "sequence", None)
+        return jax.shard_map(largest, mesh=mesh, in_specs=tokens, out_specs=(tokens, tokens))(probabilities)
 
 
 class Jitter(nnx.Module):
