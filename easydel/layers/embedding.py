@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from easydel.sharding import constrain
+from easydel.sharding import at_use
 
 
 class Embed(nnx.Embed):
@@ -21,7 +21,7 @@ class Embed(nnx.Embed):
         num_embeddings: size of the vocabulary.
         features: size of a vector.
         precision: of the products with a tied head.
-        rows: role of the rows in a mesh (`easydel.sharding.constrain`); `None`: they are not split.
+        rows: role of the rows in a mesh while they are used (`easydel.sharding.at_use`); `None`: they are not split.
         padding_idx: the id whose vector learns nothing from being looked up (as in torch; a tied head still trains it).
         **options: as in `nnx.Embed`.
     """
@@ -43,7 +43,7 @@ class Embed(nnx.Embed):
         """Map token ids `[...]` to vectors `[..., features]`; an id outside the vocabulary gives NaN."""
         if not jnp.issubdtype(inputs.dtype, jnp.integer):
             raise ValueError(f"token ids must be integers, got {inputs.dtype}")
-        table = constrain(self.embedding.get_value(), self.rows, None)
+        table = at_use(self.embedding.get_value(), inputs, self.rows, None)
         # A negative id would count from the end of the table.
         ids = jnp.where(inputs < 0, self.num_embeddings, inputs)
         vectors = jnp.take(table, ids, axis=0, mode="fill").astype(self.dtype)
@@ -53,5 +53,5 @@ class Embed(nnx.Embed):
 
     def attend(self, query: jax.Array, out_sharding: object = None) -> jax.Array:
         """Map `[..., features]` to logits `[..., vocab]`, for heads tied to the embedding."""
-        table = self.embedding.get_value().astype(self.dtype)
+        table = at_use(self.embedding.get_value().astype(self.dtype), query, self.rows, None)
         return jnp.einsum("...h,vh->...v", query.astype(self.dtype), table, precision=self.precision)

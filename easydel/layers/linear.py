@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from easydel import native
-from easydel.sharding import is_on_one_device, sequence_is_split
+from easydel.sharding import at_use, is_on_one_device, sequence_is_split
 
 MATRICES = (((1,), (0,)), ((), ()))
 """The dimension numbers of `[rows, in] @ [in, out]`."""
@@ -29,17 +29,42 @@ class Linear(nnx.Linear):
 
     One plain matrix product instead of a batched one is the largest single gain in speed on CPU. Batch and sequence
     stay apart where the mesh splits the sequence: merged, no device would own a contiguous part.
+
+    Args:
+        in_features: size of the input.
+        out_features: size of the output.
+        roles: of the kernel's dimensions in a mesh while it is used (`easydel.sharding.at_use`); `None`: it is left to
+            the compiler.
+        dot_general: computes the product.
+        **options: as in `nnx.Linear`.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, dot_general: Any = product, **options: Any) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        roles: tuple[str | None, str | None] | None = None,
+        dot_general: Any = product,
+        **options: Any,
+    ) -> None:
         super().__init__(in_features, out_features, dot_general=dot_general, **options)
+        self.roles = roles
 
     def __call__(self, inputs: jax.Array, out_sharding: object = None) -> jax.Array:
         """Map `[..., in]` to `[..., out]`."""
-        if inputs.ndim < 3 or sequence_is_split():
-            return super().__call__(inputs)
-        flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
-        return flat.reshape(*inputs.shape[:-1], flat.shape[-1])
+        bias = None if self.bias is None else self.bias.get_value()
+        x, kernel, bias = self.promote_dtype((inputs, self.kernel.get_value(), bias), dtype=self.dtype)
+        if self.roles is not None:  # in the compute dtype: fewer bytes are gathered
+            kernel = at_use(kernel, inputs, *self.roles)
+        if inputs.ndim > 2 and not sequence_is_split():
+            x = x.reshape(-1, inputs.shape[-1])
+        options = {} if self.preferred_element_type is None else {"preferred_element_type": self.preferred_element_type}
+        contracted = (((x.ndim - 1,), (0,)), ((), ()))
+        y = self.dot_general(x, kernel, contracted, precision=self.precision, **options)
+        if bias is not None:
+            y += bias
+        return y.reshape(*inputs.shape[:-1], y.shape[-1])
 
 
 def stddev_of(init_stddev: float | Mapping[str, float], name: str) -> float:

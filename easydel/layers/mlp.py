@@ -35,6 +35,7 @@ class GatedMLP(nnx.Module):
             return Linear(
                 features_in,
                 features_out,
+                roles=("mlp", None) if name == "down_proj" else (None, "mlp"),
                 use_bias=use_bias,
                 kernel_init=normal_init(stddev_of(init_stddev, name)),
                 dtype=dtype,
@@ -84,8 +85,8 @@ class MLP(nnx.Module):
         options: dict[str, Any] = {"use_bias": use_bias, "rngs": rngs}
         options |= {"dtype": dtype, "param_dtype": param_dtype, "precision": precision}
         up, down = (normal_init(stddev_of(init_stddev, name)) for name in ("up_proj", "down_proj"))
-        self.up_proj = Linear(hidden_size, intermediate_size, kernel_init=up, **options)
-        self.down_proj = Linear(intermediate_size, hidden_size, kernel_init=down, **options)
+        self.up_proj = Linear(hidden_size, intermediate_size, roles=(None, "mlp"), kernel_init=up, **options)
+        self.down_proj = Linear(intermediate_size, hidden_size, roles=("mlp", None), kernel_init=down, **options)
         self.act = activation(act)
         self.dropout = make_dropout(dropout, rngs) if dropout else None
 

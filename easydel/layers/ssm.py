@@ -78,7 +78,11 @@ class StateSpaceMixer(nnx.Module):
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
         options: dict[str, Any] = {"use_bias": use_bias, "precision": precision, "rngs": rngs, **dtypes}
         self.in_proj = Linear(
-            hidden_size, inner + channels + num_heads, kernel_init=normal_init(init_stddev), **options
+            hidden_size,
+            inner + channels + num_heads,
+            roles=(None, "mlp"),
+            kernel_init=normal_init(init_stddev),
+            **options,
         )
         self.conv1d = nnx.Conv(
             channels,
@@ -95,7 +99,7 @@ class StateSpaceMixer(nnx.Module):
         self.A_log = nnx.Param(jnp.log(jnp.arange(1, num_heads + 1, dtype=jnp.float32)).astype(param_dtype))
         self.D = nnx.Param(jnp.ones((num_heads,), param_dtype))
         self.norm = GatedRMSNorm(inner, groups=num_groups, epsilon=epsilon, **dtypes)
-        self.out_proj = Linear(inner, hidden_size, kernel_init=_torch_init(out_scale), **options)
+        self.out_proj = Linear(inner, hidden_size, roles=("mlp", None), kernel_init=_torch_init(out_scale), **options)
         self.num_heads, self.head_dim, self.state_size, self.num_groups = num_heads, head_dim, state_size, num_groups
         self.conv_kernel, self.chunk_size, self.act = conv_kernel, chunk_size, activation(act)
         self.time_step_limit, self.precision = tuple(time_step_limit), precision
@@ -109,9 +113,11 @@ class StateSpaceMixer(nnx.Module):
 
     def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: RecurrentCache | None) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape and the updated cache."""
+        # The state goes from token to token: a mesh that splits the sequence does not help here.
+        hidden = constrain(hidden, "batch", None, None)
         gate, mixed, steps = _cut(self.in_proj(hidden), self.inner, self.inner + self.channels)
         steps = jax.nn.softplus(steps.astype(jnp.float32) + self.dt_bias.get_value().astype(jnp.float32))
-        steps = constrain(jnp.clip(steps, *self.time_step_limit), "batch", "sequence", "heads")
+        steps = constrain(jnp.clip(steps, *self.time_step_limit), "batch", None, "heads")
         places = Places.of(inputs.tokens, inputs.mask.query_segments)
         start = cache or self.init_cache(hidden.shape[0], 0, hidden.dtype)
 
@@ -121,7 +127,7 @@ class StateSpaceMixer(nnx.Module):
         x, B, C = self._convolved(mixed, start.window, places.segments)
         y, state = self._mixed(x, steps, B, C, start.state, places.segments)
         y += self.D.get_value().astype(jnp.float32)[:, None] * x
-        y = places.scatter(y.reshape(*hidden.shape[:2], -1))
+        y = constrain(places.scatter(y.reshape(*hidden.shape[:2], -1)), "batch", None, "heads")
         out = self.out_proj(self.norm(y, gate))
         return LayerOutput(out, None if cache is None else cache.advance(mixed, places.count, state))
 
@@ -143,7 +149,7 @@ class StateSpaceMixer(nnx.Module):
         states = self.num_groups * self.state_size
         x, B, C = _cut(mixed, self.inner, self.inner + states)
         rows = mixed.shape[:2]
-        x = constrain(x.reshape(*rows, self.num_heads, self.head_dim), "batch", "sequence", "heads", None)
+        x = constrain(x.reshape(*rows, self.num_heads, self.head_dim), "batch", None, "heads", None)
         B, C = (part.reshape(*rows, self.num_groups, self.state_size) for part in (B, C))
         return x, B, C
 
@@ -154,7 +160,7 @@ def _cut(x: jax.Array, *places: int) -> list[jax.Array]:
     So it is made whole first, and each device takes what it needs from its own copy: one gathering, where cutting
     what is split would send pieces from each device to the next.
     """
-    whole = ("batch", "sequence", None)
+    whole = ("batch", None, None)
     return [constrain(part, *whole) for part in jnp.split(constrain(x, *whole), places, axis=-1)]
 
 

@@ -147,6 +147,7 @@ class BertModel(BertEncoder):
         self.pooler = Linear(
             config.hidden_size,
             config.hidden_size,
+            roles=("mlp", None),
             kernel_init=normal_init(config.initializer_range),
             precision=precision,
             rngs=rngs,

@@ -174,7 +174,7 @@ def encoder_rules() -> PartitionRules:
         (r"self_attn/o_proj/kernel", PartitionSpec("tp", "fsdp")),
         (r"mlp/up_proj/kernel", PartitionSpec("fsdp", "tp")),
         (r"mlp/down_proj/kernel", PartitionSpec("tp", "fsdp")),
-        (r"(pooler|transform)/kernel", PartitionSpec("fsdp", "tp")),
+        (r"(pooler|transform)/kernel", PartitionSpec("tp", "fsdp")),  # a norm comes next: it takes whole vectors
         (r"decoder/kernel", PartitionSpec("fsdp", "tp")),
         (r"(classifier|qa_outputs)/kernel", PartitionSpec("fsdp", None)),
         (r"(q|k|v|up)_proj/bias|decoder/bias|vocab_bias", PartitionSpec("tp")),

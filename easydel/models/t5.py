@@ -235,7 +235,9 @@ class T5ForConditionalGeneration(Seq2SeqLM):
 
     def _add_head(self, rngs: nnx.Rngs) -> None:
         if not self.config.tie_word_embeddings:
-            self.lm_head = self._linear(self.config.vocab_size, rngs, stddev=self.config.initializer_factor)
+            self.lm_head = self._linear(
+                self.config.vocab_size, rngs, stddev=self.config.initializer_factor, roles=(None, "vocab")
+            )
 
     def head_input(self, hidden: jax.Array) -> jax.Array:
         """Scale the decoder's states where the head is the embedding and nothing else scales its logits."""

@@ -3,6 +3,7 @@
 from easydel.sharding.activations import (
     activation_mesh,
     activation_spec,
+    at_use,
     constrain,
     current_mesh,
     is_on_one_device,
@@ -44,6 +45,7 @@ __all__ = [
     "activation_mesh",
     "activation_spec",
     "as_mesh",
+    "at_use",
     "check_mesh",
     "constrain",
     "create_arrays",

@@ -66,6 +66,20 @@ def constrain(x: jax.Array, *roles: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, activation_spec(x.shape, *roles)))
 
 
+def at_use(weight: jax.Array, x: jax.Array, *roles: str | None) -> jax.Array:
+    """Ask the compiler to gather a weight over the axes that split the batch, before it meets `x` `[batch, …]`.
+
+    Both are split over `fsdp`, so one must move. Told so, the compiler gathers each weight once; left to itself it may
+    gather it twice, or permute it first. Where `fsdp` does not split the batch, as when one prompt is continued, the
+    weight stays where it is: parts of products are less to send. Roles as for `constrain`, of the weight's dimensions.
+    """
+    mesh = _MESH.get()
+    if mesh is None or mesh.shape.get("fsdp", 1) == 1:
+        return weight
+    batch = activation_spec(x.shape[:1], "batch")[0]
+    return constrain(weight, *roles) if "fsdp" in (batch if isinstance(batch, tuple) else (batch,)) else weight
+
+
 def sequence_is_split() -> bool:
     """Whether the ambient mesh splits sequences, so that batch and sequence must not be merged into one dimension."""
     mesh = _MESH.get()

@@ -76,6 +76,7 @@ class Attention(nnx.Module):
             return Linear(
                 features_in,
                 features_out,
+                roles=("heads", None) if name == "o_proj" else (None, "heads"),
                 use_bias=use_bias,
                 kernel_init=normal_init(stddev_of(init_stddev, name)),
                 dtype=dtype,

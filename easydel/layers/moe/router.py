@@ -10,7 +10,7 @@ from flax import nnx
 from flax.struct import dataclass
 
 from easydel.layers.linear import normal_init
-from easydel.sharding import activation_spec, current_mesh, is_on_one_device
+from easydel.sharding import activation_spec, at_use, current_mesh, is_on_one_device
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Router(nnx.Module):
 
     def __call__(self, x: jax.Array) -> Routing:
         """Route tokens `[batch, seq, hidden]`."""
-        kernel = self.kernel.get_value().astype(self.dtype)
+        kernel = at_use(self.kernel.get_value().astype(self.dtype), x, None, None)
         logits = jnp.dot(x.astype(self.dtype), kernel, precision=self.precision)
         weights, experts = self._choose(jax.nn.softmax(logits.astype(jnp.float32), axis=-1))
         if self.normalize:

@@ -91,10 +91,18 @@ class TaskModule(EasyDeLBaseModule):
     def _add_head(self, rngs: nnx.Rngs) -> None:
         raise TypeError(f"{type(self).__name__} must define _add_head")
 
-    def _linear(self, features_out: int, rngs: nnx.Rngs, use_bias: bool = False, stddev: float | None = None) -> Linear:
+    def _linear(
+        self,
+        features_out: int,
+        rngs: nnx.Rngs,
+        use_bias: bool = False,
+        stddev: float | None = None,
+        roles: tuple[str | None, str | None] = (None, None),
+    ) -> Linear:
         return Linear(
             self.config.hidden_size,
             features_out,
+            roles=roles,
             use_bias=use_bias,
             kernel_init=normal_init(self.config.initializer_range if stddev is None else stddev),
             dtype=self.dtype,

@@ -22,7 +22,7 @@ class CausalLM(VocabularyTask):
 
     def _add_head(self, rngs: nnx.Rngs) -> None:
         if not self.config.tie_word_embeddings:
-            self.lm_head = self._linear(self.config.vocab_size, rngs)
+            self.lm_head = self._linear(self.config.vocab_size, rngs, roles=(None, "vocab"))
 
     def next_token_logits(self, input_ids: jax.Array, attention_mask: Any, cache: Cache) -> tuple[jax.Array, Cache]:
         """Return the logits of the last position only, `[batch, vocab]`, and the updated cache."""

@@ -24,7 +24,7 @@ class MaskedLM(VocabularyTask):
 
     def _add_head(self, rngs: nnx.Rngs) -> None:
         config = self.config
-        self.transform = self._linear(config.hidden_size, rngs, use_bias=True)
+        self.transform = self._linear(config.hidden_size, rngs, use_bias=True, roles=("mlp", None))
         self.transform_norm = layer_norm(
             config.hidden_size, config.layer_norm_eps, dtype=self.dtype, param_dtype=self.param_dtype
         )
@@ -32,7 +32,7 @@ class MaskedLM(VocabularyTask):
         # With a decoder of its own nothing reads this bias, but transformers' files hold it all the same.
         self.vocab_bias = nnx.Param(jnp.zeros((config.vocab_size,), self.param_dtype))
         if not config.tie_word_embeddings:
-            self.decoder = self._linear(config.vocab_size, rngs, use_bias=True)
+            self.decoder = self._linear(config.vocab_size, rngs, use_bias=True, roles=(None, "vocab"))
 
     def head_layer(self) -> Any:
         """Return the embedding, or the `decoder` where the head is not tied."""

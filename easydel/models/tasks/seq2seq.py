@@ -26,7 +26,7 @@ class Seq2SeqLM(VocabularyTask):
 
     def _add_head(self, rngs: nnx.Rngs) -> None:
         if not self.config.tie_word_embeddings:
-            self.lm_head = self._linear(self.config.vocab_size, rngs)
+            self.lm_head = self._linear(self.config.vocab_size, rngs, roles=(None, "vocab"))
 
     def __call__(  # type: ignore[override]  # it takes what a backbone with an encoder takes
         self,
