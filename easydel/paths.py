@@ -114,6 +114,16 @@ def named_modules(module: nnx.Module, *, by_layer: bool = True) -> dict[str, nnx
     return {path: found[path] for path in sorted(found, key=_natural)}
 
 
+def plain_arrays(module: nnx.Module) -> dict[str, tuple[nnx.Module, str]]:
+    """Return path → (module, attribute) of the arrays that modules keep outside variables, as they are stored."""
+    return {
+        f"{path}/{name}" if path else name: (node, name)
+        for path, node in named_modules(module, by_layer=False).items()
+        for name, value in vars(node).items()
+        if isinstance(value, jax.Array | jax.ShapeDtypeStruct)
+    }
+
+
 def nodes_of(module: nnx.Module, kind: type[N]) -> list[N]:
     """Return every node of a class once: modules and what else nnx sees into, such as streams of random keys."""
     return [node for _, node in _walk(module) if isinstance(node, kind)]

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from easydel.hub.abstract import build_abstract, plain_arrays
+from easydel.hub.abstract import build_abstract
 from easydel.hub.fill import Filler, common_dtypes
 from easydel.hub.match import Match, match_checkpoint
 from easydel.hub.place import place_link
 from easydel.hub.resolve import checkpoint_table
 from easydel.hub.safetensors import TensorEntry
-from easydel.paths import each_layer, named_modules, named_variables
+from easydel.paths import each_layer, named_variables, plain_arrays
 from easydel.sharding import create_arrays
 from easydel.stacked import Held, kind_of, layer_paths
 
@@ -75,19 +75,19 @@ def load_module(
             for path, array in place_link(link, match.table, dtypes, placements).items():
                 filler.put(path, array)
             bar.advance(sum(match.table[source].nbytes for source in link.sources))
-    modules = named_modules(module, by_layer=False)
-    leaked = plain_arrays(modules)
+    leaked = plain_arrays(module)
     if match.new or leaked:
         new = _whole_stacks(match.new, held)
         dtypes |= {path: dtypes[layers[0]] for path in new if (layers := layer_paths(path))}
-        fresh, plain = _initialise(build, new, leaked, dtypes, placements | stored)
+        fresh, plain = _initialise(build, new, list(leaked), dtypes, placements | stored)
         for path, array in fresh.items():
             if path in held:
                 held[path].set_value(array)
             else:
                 filler.put(path, array)
-        for (path, name), array in plain.items():
-            setattr(modules[path], name, nnx.data(array))
+        for path, array in plain.items():
+            node, name = leaked[path]
+            setattr(node, name, nnx.data(array))
     filler.finish()
     return module
 
@@ -126,22 +126,21 @@ def _target_dtypes(match: Match, variables: Mapping[str, Held], param_dtype: Any
 def _initialise(
     build: Callable[[], nnx.Module],
     paths: Sequence[str],
-    plain: Sequence[tuple[str, str]],
+    plain: Sequence[str],
     dtypes: Mapping[str, Any],
     placements: Mapping[str, jax.sharding.Sharding],
-) -> tuple[dict[str, jax.Array], dict[tuple[str, str], jax.Array]]:
-    """Run `build`, keeping only the named outputs: what else it would make is left out."""
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Run `build`, keeping only the named variables and plain arrays: what else it would make is left out."""
 
     def only() -> list[jax.Array]:
         module = build()
         variables = named_variables(module) | named_variables(module, by_layer=False)
-        modules = named_modules(module, by_layer=False)
+        outside = plain_arrays(module)
         kept = [variables[path].get_value() for path in paths]
         kept = [x if x.dtype == dtypes[path] else x.astype(dtypes[path]) for x, path in zip(kept, paths, strict=True)]
-        return kept + [getattr(modules[path], name) for path, name in plain]
+        return kept + [getattr(*outside[path]) for path in plain]
 
-    names = [*paths, *(f"{path}/{name}" if path else name for path, name in plain)]
-    made = create_arrays(only, [placements.get(name) for name in names])
+    made = create_arrays(only, [placements.get(path) for path in (*paths, *plain)])
     return dict(zip(paths, made, strict=False)), dict(zip(plain, made[len(paths) :], strict=True))
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from easydel.hub.resolve import resolve_checkpoint
 from easydel.infra.pretrained import load_config
 from easydel.infra.registry import TaskType, get_config_class, get_module_class
+from easydel.sharding import PartitionRules
 
 _HUB_KEYWORDS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
@@ -59,6 +60,16 @@ class AutoEasyDeLModel:
     def from_config(cls, config: Any, **kwargs: Any) -> Any:
         """Build a freshly initialised model; keywords as in the model's `__init__`."""
         return get_module_class(cls.task, config.model_type)(config, **kwargs)
+
+    @classmethod
+    def lazy_init(cls, config: Any, mesh: Any = None, rules: PartitionRules | None = None, **options: Any) -> Any:
+        """Build a model of shapes and shardings only; arguments as of `EasyDeLBaseModule.lazy_init`."""
+        return get_module_class(cls.task, config.model_type).lazy_init(config, mesh, rules, **options)
+
+    @classmethod
+    def sharded_init(cls, config: Any, mesh: Any = None, rules: PartitionRules | None = None, **options: Any) -> Any:
+        """Build a freshly initialised model on its mesh; arguments as of `EasyDeLBaseModule.sharded_init`."""
+        return get_module_class(cls.task, config.model_type).sharded_init(config, mesh, rules, **options)
 
 
 class AutoEasyDeLModelForCausalLM(AutoEasyDeLModel):

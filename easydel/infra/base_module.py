@@ -73,6 +73,7 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
         self.precision = precision
         self.last_mesh: AnyMesh | None = None
         self.is_sharded = False
+        self.placement: placing.Placement | None = None
 
     def _snapshot(self) -> None:
         """Note what the config says now, as part of the module's static structure.
@@ -287,6 +288,7 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
             if isinstance(module, EasyDeLBaseModule):
                 module.is_sharded = isinstance(mesh, Mesh)
                 module.last_mesh = module.last_mesh if mesh is None else mesh
+                module.placement = placing.Placement.of(module) if module.is_sharded else None
         return self
 
     def _get_partition_rules(self) -> PartitionRules:

@@ -105,7 +105,10 @@ class EasyDeLState:
         trained = self.trainable_params
         grads = self._complete(grads, "grads", trained)
         updates, opt_state = self.tx.update(grads, self.opt_state, trained)
-        state = self.with_params(optax.apply_updates(trained, updates))
+        new: dict[str, Any] = optax.apply_updates(trained, updates)
+        # A compiler free to choose puts results of a step elsewhere: the next one would be compiled anew for them.
+        placement = getattr(self.model, "placement", None)
+        state = self.with_params(new if placement is None else placement.hold(new))
         return replace(state, step=self.step + 1, opt_state=opt_state)
 
     def _complete(self, tree: Mapping[str, Any], name: str, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from flax import nnx
 from easydel.hub.abstract import build_abstract
 from easydel.infra import placing
 from easydel.infra.construct import construct
-from easydel.paths import detached, named_variables
+from easydel.paths import detached, named_variables, plain_arrays
 from easydel.rngs import shape_rngs
 from easydel.sharding import PartitionRules, check_mesh, create_arrays, place
 
@@ -54,14 +54,14 @@ def sharded_module(
     rngs = nnx.Rngs(0) if rngs is None else rngs
     ordinary = list(rngs) == ["default"]  # then its shapes can be had several times as fast
     module = lazy_module(cls, config, mesh, rules, rngs=None if ordinary else rngs, **options)
-    variables, plain = named_variables(module, by_layer=False), placing.plain_arrays(module)
+    variables, plain = named_variables(module, by_layer=False), plain_arrays(module)
     options = {name: value for name, value in options.items() if name != "strict"}
     usual = {"dtype": jnp.float32, "param_dtype": jnp.float32, "precision": None}
 
     def make() -> list[jax.Array]:
         streams = _copied(rngs)
         built = construct(cls, config, **usual | options, rngs=streams)
-        made, kept = named_variables(built, by_layer=False), placing.plain_arrays(built)
+        made, kept = named_variables(built, by_layer=False), plain_arrays(built)
         arrays = [*(made[path].get_value() for path in variables), *(getattr(*kept[path]) for path in plain)]
         return arrays + jax.tree.leaves(nnx.state(streams))
 

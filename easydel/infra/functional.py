@@ -15,9 +15,14 @@ from easydel.stacked import layer_paths
 def bind(graphdef: Any, params: Any, other: Any) -> Any:
     """Build a module from its definition, its parameters (nested dict or `nnx.State`) and its other state.
 
-    The variables are the module's own: what it does to them (count random draws) does not show in `other`.
+    The variables are the module's own: what it does to them (count random draws) does not show in `other`. Gradients
+    for the parameters come out split over the mesh as the parameters are.
     """
-    return nnx.merge(graphdef, to_state(params), other, copy=True)
+    module = nnx.merge(graphdef, to_state(params), other, copy=True)
+    placement = getattr(module, "placement", None)
+    if placement is not None:
+        placement.hold_module(module)
+    return module
 
 
 def pure_function(module: nnx.Module) -> Callable[..., Any]:

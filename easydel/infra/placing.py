@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from easydel.paths import flatten, named_modules, named_variables, nest, to_state
+from easydel.paths import flatten, named_variables, nest, plain_arrays, to_state
 from easydel.sharding import (
     AXIS_NAMES,
     AnyMesh,
@@ -20,6 +20,7 @@ from easydel.sharding import (
     as_mesh,
     check_mesh,
     explain_rules,
+    fit_spec,
     gather,
     infer_rules,
     place,
@@ -42,16 +43,6 @@ def mesh_of(module_or_config: Any, mesh: Any) -> AnyMesh:
         return module_or_config.mesh
     config = getattr(module_or_config, "config", module_or_config)
     return as_mesh(mesh, getattr(config, "sharding_axis_names", AXIS_NAMES))
-
-
-def plain_arrays(module: nnx.Module) -> dict[str, tuple[nnx.Module, str]]:
-    """Return path → (module, attribute) of the arrays that modules keep outside variables, as they are stored."""
-    return {
-        f"{path}/{name}" if path else name: (node, name)
-        for path, node in named_modules(module, by_layer=False).items()
-        for name, value in vars(node).items()
-        if isinstance(value, jax.Array | jax.ShapeDtypeStruct)
-    }
 
 
 def module_shardings(module: Any, rules: PartitionRules, mesh: AnyMesh, *, strict: bool = False) -> dict[str, Any]:
@@ -92,6 +83,54 @@ def spread_shardings(module: nnx.Module, mesh: Mesh) -> dict[str, Any]:
             stacklevel=3,
         )
     return shardings
+
+
+class Placement:
+    """Where a module's parameters lie, as one value that compares and hashes: part of the module's definition.
+
+    Args:
+        shardings: path → sharding of each parameter, as it is stored.
+    """
+
+    def __init__(self, shardings: Mapping[str, NamedSharding]) -> None:
+        self._shardings = dict(shardings)
+        self._hash = hash(frozenset(self._shardings.items()))  # once: a definition is hashed at each call of a program
+
+    @classmethod
+    def of(cls, module: nnx.Module) -> Placement:
+        """Note where the parameters of a module lie."""
+        arrays = {path: v.get_value() for path, v in named_variables(module, nnx.Param, by_layer=False).items()}
+        placed = {path: array.sharding for path, array in arrays.items()}
+        return cls({path: sharding for path, sharding in placed.items() if isinstance(sharding, NamedSharding)})
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Placement) and self._shardings == other._shardings)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def hold(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """Put each leaf of a tree like `params` where the parameter lies; under a transformation, ask the compiler to.
+
+        A leaf that the placement does not know, or whose shape its axes no longer divide, is left to the compiler.
+        """
+        return nest({path: self._held(path, leaf) for path, leaf in flatten(tree, by_layer=False).items()})
+
+    def hold_module(self, module: nnx.Module) -> None:
+        """Ask it for the parameters of a module under a transformation, and so for their gradients."""
+        for path, variable in named_variables(module, nnx.Param, by_layer=False).items():
+            if isinstance(value := variable.get_value(), jax.core.Tracer):
+                variable.set_value(self._held(path, value))
+
+    def _held(self, path: str, leaf: jax.Array) -> jax.Array:
+        sharding = self._shardings.get(path)
+        if sharding is None or len(sharding.spec) > leaf.ndim:
+            return leaf
+        spec = fit_spec(sharding.spec, leaf.shape, sharding.mesh, path=path)
+        fitted = NamedSharding(sharding.mesh, spec)
+        return (
+            jax.lax.with_sharding_constraint(leaf, fitted) if isinstance(leaf, jax.core.Tracer) else place(leaf, fitted)
+        )
 
 
 def apply_to_arrays(module: nnx.Module, function: Callable[[str, Any], Any]) -> None:

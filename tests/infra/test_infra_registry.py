@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 import easydel
 from easydel import (
@@ -23,6 +26,7 @@ from easydel import (
     register_module,
 )
 from easydel.infra import registry
+from easydel.sharding import create_mesh
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +77,26 @@ def test_register_module_registers_its_config_too():
     register_module("base", config=config_class)(module_class)
     assert AutoEasyDeLConfig.for_model("house", hidden_size=4).hidden_size == 4
     assert type(AutoEasyDeLModel.from_config(config_class(), rngs=nnx.Rngs(0))) is module_class
+
+
+def test_auto_classes_make_models_on_a_mesh():
+    config_class, module_class = define()
+    register_module("base", config=config_class)(module_class)
+    mesh, rules = create_mesh((1, 4, 1, 2, 1)), [("embedding", PartitionSpec("tp", "fsdp"))]
+    lazy = AutoEasyDeLModel.lazy_init(config_class(), {"fsdp": 2, "tp": 2}, rules, param_dtype=jnp.bfloat16)
+    sharded = AutoEasyDeLModel.sharded_init(config_class(), mesh, rules, rngs=nnx.Rngs(1))
+    assert type(lazy) is type(sharded) is module_class
+    shape = lazy.graphtree_params_shape["embed"]["embedding"]
+    assert isinstance(shape, jax.ShapeDtypeStruct)
+    assert (shape.dtype, shape.sharding.shard_shape(shape.shape)) == (
+        jnp.bfloat16,
+        (shape.shape[0] // 2, shape.shape[1] // 2),
+    )
+    table = sharded.embed.embedding.get_value()
+    assert (table.sharding.spec, sharded.mesh) == (PartitionSpec("tp", "fsdp"), mesh)
+    np.testing.assert_array_equal(table, module_class(config_class(), rngs=nnx.Rngs(1)).embed.embedding.get_value())
+    with pytest.raises(UnsupportedError, match="task 'sequence-classification' of model_type 'house'"):
+        AutoEasyDeLModelForSequenceClassification.sharded_init(config_class(), mesh)
 
 
 def test_a_taken_name_raises_and_the_same_definition_may_come_again():
