@@ -48,10 +48,11 @@ def family(name: str) -> tuple[Any, Any]:
 def zeros(cls: Any, config: Any) -> Any:
     """Return a model of real arrays for which nothing was compiled."""
     model = abstract_module(cls, config)
-    for variable in named_variables(model).values():
+    for variable in named_variables(model, by_layer=False).values():
         shape = variable.get_value()
         is_key = jnp.issubdtype(shape.dtype, jax.dtypes.prng_key)
-        variable.set_value(jax.random.key(0) if is_key else jax.device_put(np.zeros(shape.shape, shape.dtype)))
+        value = jax.random.split(jax.random.key(0), shape.shape) if is_key else np.zeros(shape.shape, shape.dtype)
+        variable.set_value(jax.device_put(value))
     return model
 
 

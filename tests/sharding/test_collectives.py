@@ -1,0 +1,139 @@
+"""What devices send each other, counted in compiled programs: no more than docs/sharding.md says, kind by kind."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from easydel.paths import flatten
+from tests.sharding.collectives import count, program
+from tests.sharding.equality import SGD, subject, train_step
+from tests.sharding.held import mesh_named
+
+DP, FSDP, TP, EP, SP = (8, 1, 1, 1, 1), (1, 8, 1, 1, 1), (1, 1, 1, 4, 1), (1, 1, 4, 1, 1), (1, 1, 1, 1, 4)
+FSDP_TP, ALL_EP, ALL_SP = (1, 2, 1, 4, 1), (1, 2, 2, 2, 1), (1, 2, 1, 2, 2)
+FOUR_KV_HEADS = (("num_key_value_heads", 4),)  # as many as devices on tp; the family's tiny config has 2
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "sharding.md"
+TABLE = (
+    ("`dp=8`", "llama", DP, ()),
+    ("`fsdp=8`", "llama", FSDP, ()),
+    ("`tp=4`", "llama", TP, FOUR_KV_HEADS),
+    ("`tp=4`, 2 KV heads", "llama", TP, ()),
+    ("`fsdp=2, tp=4`", "llama", FSDP_TP, FOUR_KV_HEADS),
+    ("`sp=4`", "llama", SP, ()),
+    ("`fsdp=2, tp=2, sp=2`", "llama", ALL_SP, ()),
+    ("`ep=4`", "mixtral", EP, ()),
+    ("`fsdp=2, ep=2, tp=2`", "mixtral", ALL_EP, ()),
+)
+"""The rows of the document's table: mesh, family, sizes of axes, fields."""
+
+
+def test_counting_sees_definitions_only() -> None:
+    text = """
+  %all-gather.1 = f32[8]{0} all-gather(%param.1), dimensions={0}
+  %start = (f32[1]{0}, f32[8]{0}) all-gather-start(%all-to-all.7), dimensions={0}
+  %done = f32[8]{0} all-gather-done(%start)
+  ROOT %sum.2 = (f32[], /*index=1*/f32[4]{0}) all-reduce(%all-gather.1, %done), to_apply=%add
+"""
+    assert count(text)[0] == {"all-gather": 2, "all-reduce": 1}
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "mamba2"])
+def test_dp_forward_sends_nothing(family: str) -> None:
+    assert program(family, DP, "forward").counts == {}
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "sums"),
+    # Each layer sums after attention and after the MLP; T5's decoder also after attention to the encoder. Mamba 2 has
+    # one product to sum, and its norm a mean over features that are split between groups.
+    [("llama", FOUR_KV_HEADS, 2), ("gpt2", (), 2), ("mixtral", FOUR_KV_HEADS, 2), ("bert", (), 2), ("t5", (), 5),
+     ("mamba2", (), 2)],
+)  # fmt: skip
+def test_tp_forward_sums_twice_a_layer(family: str, fields: tuple, sums: int) -> None:
+    found = program(family, TP, "forward", fields=fields)
+    assert found.counts["all-reduce"] <= sums * found.layers + 2
+    others = {kind: n for kind, n in found.counts.items() if kind != "all-reduce"}
+    # Mamba 2 cuts one projection into parts that end where no device's do: it gathers that, and what it convolves.
+    assert others == ({"all-gather": 2 * found.layers} if family == "mamba2" else {})
+
+
+@pytest.mark.parametrize(
+    ("family", "optimizer"), [("llama", "sgd"), ("gpt2", "adamw"), ("mixtral", "sgd"), ("t5", "sgd")]
+)
+def test_an_fsdp_step_gathers_each_parameter_once(family: str, optimizer: str) -> None:
+    """A parameter is used forward and backward; one gathering serves both, where 2 · `split` would be one for each."""
+    found = program(family, FSDP, "step", optimizer=optimizer)
+    assert found.split > 10
+    assert found.counts["all-gather"] <= found.split
+    # The number of labels that count, and all gradients together: CPUs have no reduce-scatter.
+    assert {kind: n for kind, n in found.counts.items() if kind != "all-gather"}.keys() == {"all-reduce"}
+
+
+@pytest.mark.parametrize("what", ["forward", "step"])
+def test_fewer_kv_heads_than_tp_are_gathered(what: str) -> None:
+    found = program("llama", TP, what)
+    assert found.counts.keys() == {"all-reduce", "all-gather"}
+    # Keys and values of each layer; backward, their gradients.
+    assert found.counts["all-gather"] <= (2 if what == "forward" else 4) * found.layers
+
+
+@pytest.mark.parametrize(("family", "dims"), [("llama", FSDP_TP), ("mixtral", ALL_EP)])
+def test_fsdp_with_tp_or_ep_gathers_no_more_than_fsdp(family: str, dims: tuple) -> None:
+    fields = FOUR_KV_HEADS if family == "llama" else ()
+    found = program(family, dims, "step", fields=fields)
+    assert found.counts["all-gather"] <= found.split
+    assert found.counts.keys() == {"all-gather", "all-reduce"}
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_sp_forward_gathers_keys_and_values(family: str) -> None:
+    found = program(family, SP, "forward")
+    attentions = 3 if family == "t5" else 1  # of the encoder, of the decoder, and between them
+    assert found.counts == {"all-gather": 2 * attentions * found.layers}
+
+
+def test_an_sp_step_sends_labels_besides() -> None:
+    """They are shifted by a place, which is another device's at each border: integers, not activations."""
+    found = program("llama", SP, "step")
+    assert found.counts["collective-permute"] <= 1
+    moved = found.types["all-to-all"] + found.types["collective-permute"]
+    assert all("s32[" in type_ and "f32[" not in type_ for type_ in moved)
+
+
+def test_one_prompt_moves_no_weights() -> None:
+    """Where there is one row, fsdp splits no batch: products are summed, and what is gathered are activations."""
+    found = program("llama", FSDP, "forward", batch=1)
+    largest = max(
+        int(size) for type_ in found.types["all-gather"] for size in re.findall(r"\[(?:1,)?16,(\d+)\]", type_)
+    )
+    assert all(re.fullmatch(r"f32\[(1,)?16,\d+\]\{.*\}", type_) for type_ in found.types["all-gather"])
+    assert largest <= 96, "hidden states or logits"
+
+
+def test_results_of_a_step_lie_as_parameters_do() -> None:
+    """Without anyone pinning `out_shardings`: new parameters and gradients, whether they are used or looked at."""
+    model = subject("t5").build(mesh_named("tp"))
+    state = model.to_state(SGD)
+    _, _, gradients, state = train_step(state, subject("t5").inputs)
+    for path, leaf in flatten(model.params).items():
+        for tree in (gradients, state.params):
+            assert flatten(tree)[path].sharding.is_equivalent_to(leaf.sharding, leaf.ndim), path
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(gradients))
+
+
+def cells(family: str, dims: tuple, fields: tuple) -> list[str]:
+    counted = [program(family, dims, what, fields=fields).counts for what in ("forward", "step")]
+    return [", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())) or "none" for counts in counted]
+
+
+def test_the_document_says_what_is_counted() -> None:
+    rows = [
+        f"| {mesh} | {family} | {' | '.join(cells(family, dims, fields))} |" for mesh, family, dims, fields in TABLE
+    ]
+    missing = [row for row in rows if row not in DOCUMENT.read_text(encoding="utf-8")]
+    assert not missing, "docs/sharding.md lacks:\n" + "\n".join(missing)
