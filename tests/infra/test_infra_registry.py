@@ -20,6 +20,7 @@ from easydel import (
     EasyDeLBaseConfig,
     EasyDeLBaseModule,
     LlamaConfig,
+    ShardingError,
     TaskType,
     UnsupportedError,
     register_config,
@@ -83,15 +84,14 @@ def test_auto_classes_make_models_on_a_mesh():
     config_class, module_class = define()
     register_module("base", config=config_class)(module_class)
     mesh, rules = create_mesh((1, 4, 1, 2, 1)), [("embedding", PartitionSpec("tp", "fsdp"))]
-    lazy = AutoEasyDeLModel.lazy_init(config_class(), {"fsdp": 2, "tp": 2}, rules, param_dtype=jnp.bfloat16)
+    lazy = AutoEasyDeLModel.lazy_init(config_class(), {"fsdp": 2, "tp": 2}, rules)
     sharded = AutoEasyDeLModel.sharded_init(config_class(), mesh, rules, rngs=nnx.Rngs(1))
     assert type(lazy) is type(sharded) is module_class
     shape = lazy.graphtree_params_shape["embed"]["embedding"]
     assert isinstance(shape, jax.ShapeDtypeStruct)
-    assert (shape.dtype, shape.sharding.shard_shape(shape.shape)) == (
-        jnp.bfloat16,
-        (shape.shape[0] // 2, shape.shape[1] // 2),
-    )
+    assert shape.sharding.shard_shape(shape.shape) == (shape.shape[0] // 2, shape.shape[1] // 2)
+    with pytest.raises(ShardingError, match="strict"):
+        AutoEasyDeLModel.lazy_init(config_class(), {"tp": 3}, rules, strict=True)
     table = sharded.embed.embedding.get_value()
     assert (table.sharding.spec, sharded.mesh) == (PartitionSpec("tp", "fsdp"), mesh)
     np.testing.assert_array_equal(table, module_class(config_class(), rngs=nnx.Rngs(1)).embed.embedding.get_value())
