@@ -23,12 +23,12 @@ CHOSEN = {
     "mistral": "five",
     "qwen2": "tp",
     "qwen3": "mixed",
-    "gemma2": "tp",
+    "gemma2": "dp",
     "gpt2": "sequence",
     "mamba2": "mixed",
     "mixtral": "experts",
     "bert": "fsdp",
-    "t5": "dp",
+    "t5": "tp",
 }
 EXPERTS = ("mixtral",)
 
