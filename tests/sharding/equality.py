@@ -25,7 +25,7 @@ SMALL = 1e-2
 
 Small ones are what is left of large numbers that cancel, and round as those do. The gradient of a key's bias is zero in
 exact arithmetic where keys are not rotated (softmax does not see what is added to all of a query's products), those of
-BERT's queries and keys are a four hundredth of its largest, and came out 2e-5 apart. What passes is still no more than
+BERT's queries and keys are a four hundredth of its largest, and came out 3e-5 apart. What passes is still no more than
 1e-7 of the largest: a rounding or two.
 """
 

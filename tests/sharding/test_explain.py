@@ -38,7 +38,7 @@ def tiny(**fields):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_device_holds_what_is_said(name):
     model = zeros(*family(name))
-    assert len(ON[name]) == 6 + (name == "mixtral")
+    assert len(ON[name]) == 7 + (name == "mixtral")
     for which in ON[name]:
         mesh = mesh_named(which)
         said = abstract_module(*family(name)).explain_sharding(mesh=mesh)
