@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from easydel.cli.tables import bytes_text, count_text, group_parameters, parameter_table
-from easydel.errors import UnsupportedError
+from easydel.infra.source import model_class, read_config
 
 # Fields that say most about a model; those that a config lacks are left out.
 FIELDS = (
@@ -81,17 +81,6 @@ def as_stored(config: Any, tensors: Mapping[str, Any]) -> Any:
     return model
 
 
-def read_config(source: str) -> Any:
-    """Return a checkpoint's config; of a Hub id nothing else is fetched."""
-    from easydel import AutoEasyDeLConfig
-
-    if not Path(source).is_dir() and source.count("/") == 1 and not source.startswith((".", "/", "~")):
-        from huggingface_hub import hf_hub_download
-
-        return AutoEasyDeLConfig.from_pretrained(Path(hf_hub_download(source, "config.json")).parent)
-    return AutoEasyDeLConfig.from_pretrained(source)
-
-
 def read_tensors(source: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Return name → shape and dtype of a checkpoint's tensors, from the headers alone."""
     from easydel.hub.safetensors import DTYPES
@@ -130,20 +119,6 @@ def by_parameter(config: Any, tensors: Mapping[str, Any]) -> tuple[dict[str, Any
             for path, shape in zip(link.targets, link.target_shapes, strict=True):
                 arrays[path] = jax.ShapeDtypeStruct(shape, found[0].dtype)
     return arrays | left, {path: specs[path] for path in arrays if path in specs}
-
-
-def model_class(config: Any) -> type:
-    """Return our class for the architecture that a config names, a causal language model if it names none of ours."""
-    from easydel.infra.registry import SUFFIXES, TaskType, get_module_class
-
-    named = (getattr(config, "architectures", None) or [""])[0]
-    for task, suffix in SUFFIXES.items():
-        if task is not TaskType.BASE and named.endswith(suffix):
-            return get_module_class(task, config.model_type)
-    try:
-        return get_module_class(TaskType.CAUSAL_LM, config.model_type)
-    except UnsupportedError:
-        return get_module_class(TaskType.BASE, config.model_type)
 
 
 def config_table(source: str, config: Any) -> Table:

@@ -32,7 +32,7 @@ def count_matmul_flops(jaxpr: Any) -> int:
             total += max(count_matmul_flops(branch.jaxpr) for branch in eqn.params["branches"])
         else:
             times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-            total += times * sum(count_matmul_flops(inner) for inner in _inner_jaxprs(eqn))
+            total += times * sum(count_matmul_flops(inner) for inner in inner_jaxprs(eqn))
     return total
 
 
@@ -44,7 +44,8 @@ def _dot_flops(eqn: Any) -> int:
     return 2 * math.prod(eqn.outvars[0].aval.shape) * lhs[-1]
 
 
-def _inner_jaxprs(eqn: Any) -> list[Any]:
+def inner_jaxprs(eqn: Any) -> list[Any]:
+    """Return the jaxprs inside an equation."""
     found = []
     for value in eqn.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
