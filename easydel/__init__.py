@@ -39,6 +39,10 @@ if TYPE_CHECKING:  # for type checkers and editors
     from easydel.training.data.config import DataConfig as DataConfig
     from easydel.training.elarge import eLargeModel as eLargeModel
     from easydel.training.trainer import Trainer as Trainer
+    from easydel.planning import Plan as Plan
+    from easydel.planning import Suggestion as Suggestion
+    from easydel.planning import plan_training as plan_training
+    from easydel.planning import suggest_mesh as suggest_mesh
 
 _NAMES: dict[str, str] = {
     "AutoEasyDeLConfig": "easydel.infra.auto",
@@ -58,15 +62,19 @@ _NAMES: dict[str, str] = {
     "EasyDeLError": "easydel.errors",
     "EasyDeLState": "easydel.infra.base_state",
     "LossConfig": "easydel.loss",
+    "Plan": "easydel.planning",
     "ShardingError": "easydel.errors",
+    "Suggestion": "easydel.planning",
     "TaskType": "easydel.infra.registry",
     "Trainer": "easydel.training.trainer",
     "TrainingArguments": "easydel.training.arguments",
     "TrainingError": "easydel.errors",
     "UnsupportedError": "easydel.errors",
     "eLargeModel": "easydel.training.elarge",
+    "plan_training": "easydel.planning",
     "register_config": "easydel.infra.registry",
     "register_module": "easydel.infra.registry",
+    "suggest_mesh": "easydel.planning",
 }
 
 

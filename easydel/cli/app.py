@@ -139,3 +139,50 @@ def inspect_checkpoint(
             raise ValueError("--mesh, --picture and --json go with --sharding")
         else:
             run_inspect(model)
+
+
+@app.command(name="plan")
+def plan_step(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(metavar="DIR_OR_ID", help="Folder with a config.json, or Hub id; weights are not needed.")
+    ],
+    mesh: Annotated[
+        str | None, typer.Option(metavar="AXIS=SIZE,…", help="Such as fsdp=64,tp=8; it need not exist here.")
+    ] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Look for a mesh of so many devices instead.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of each device, such as 80GB: must it fit, and does it?")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows over all devices [default: dp·fsdp; with --devices one for each device]."),
+    ] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row [default: 4096, or the model's positions if fewer].")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Compute in float32, bfloat16 or float16.")] = "float32",
+    param_dtype: Annotated[str, typer.Option(help="Store parameters in this.")] = "float32",
+    optimizer: Annotated[str, typer.Option(help="adamw, sgd, lion or adafactor.")] = "adamw",
+    remat: Annotated[
+        str | None,
+        typer.Option(help="none, full, dots or dots_no_batch [default: none; with --devices what fits best]."),
+    ] = None,
+    scan_layers: Annotated[
+        bool | None,
+        typer.Option("--scan-layers/--no-scan-layers", help="Layers in a scan [default: above 24 layers]."),
+    ] = None,
+    cache_length: Annotated[
+        int | None, typer.Option(min=1, help="Positions of the cache of generation [default: --sequence-length].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Say what training takes on each device of a mesh that need not exist here: memory, FLOPs, bytes sent."""
+    with _one_line_errors(context):
+        from easydel.cli.plan import run_plan
+
+        run_plan(
+            model, mesh=mesh, devices=devices, memory=memory, as_json=as_json, batch_size=batch_size,
+            sequence_length=sequence_length, dtype=dtype, param_dtype=param_dtype, optimizer=optimizer, remat=remat,
+            scan_layers=scan_layers, cache_length=cache_length,
+        )  # fmt: skip

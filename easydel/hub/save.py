@@ -145,13 +145,21 @@ def recover_all(directory: Path) -> None:
     sweep(directory)
 
 
-def parse_size(size: str | int) -> int:
-    """Return a size in bytes from `5_000_000` or `"5MB"` (decimal units, as in transformers)."""
+def parse_size(size: str | int, name: str = "max_shard_size") -> int:
+    """Return a size in bytes from `5_000_000` or `"5MB"` (decimal units, as in transformers).
+
+    Args:
+        size: in either form.
+        name: of the argument, for the message.
+
+    Raises:
+        ValueError: it cannot be understood.
+    """
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size
     match = SIZE.fullmatch(size) if isinstance(size, str) else None
     if match is None or float(match[1]) <= 0:
-        raise ValueError(f"max_shard_size={size!r}: expected a positive number of bytes or e.g. '5GB', '500MB'")
+        raise ValueError(f"{name}={size!r}: expected a positive number of bytes or e.g. '5GB', '500MB'")
     return max(1, int(float(match[1]) * UNITS[match[2].upper()]))
 
 

@@ -21,7 +21,8 @@ def batch_shapes(module: Any, batch_size: int, sequence_length: int) -> dict[str
     """
     rows, tokens = (batch_size,), (batch_size, sequence_length)
     config, task = module.config, module.model_task
-    shape, dtype = tokens, jnp.int32
+    shape: tuple[int, ...] = tokens
+    dtype: Any = jnp.int32
     if task == "sequence-classification":
         problem, count = getattr(config, "problem_type", None), config.num_labels
         regression = problem == "regression" or (problem is None and count == 1)

@@ -105,7 +105,8 @@ def _first_group(text: str, size: int) -> np.ndarray:
         return np.arange(size)
     if text.startswith("{"):
         return np.array([int(n) for n in text[2 : text.index("}")].split(",")])
-    return _range(text).reshape(_numbers(_IOTA.match(text)[1]))[0]  # type: ignore[index]
+    groups, members = _numbers(_IOTA.match(text)[1])  # type: ignore[index]
+    return _range(text).reshape(groups, members)[0]
 
 
 def _range(text: str) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +23,9 @@ UNROLLED = 24
 DEPTHS = (6, 8)
 """Between the two, memory is a straight line through these depths: each layer adds the same."""
 
-# How well LLVM optimises a program changes neither its buffers nor its collectives, only how long one waits for it.
-_OPTIONS = {"xla_backend_optimization_level": 0}
+# How machine code is made of a program, and how good it is, changes neither buffers nor collectives (`tests/planning`
+# compares with programs compiled as usual), only how long one waits: a third of the time with these.
+_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,27 @@ def measure(setup: Setup, policies: Sequence[str], *, scan: bool) -> dict[str, M
     if not scan and layers > WHOLE and _is_periodic(setup.config):
         depths = DEPTHS
     jobs = [(policy, at) for policy in policies for at in depths]
-    lowered = []
-    for policy, at in jobs:
-        config = setup.config_with(gradient_checkpointing=policy, scan_layers=scan)
-        traced = Step(setup, config if at is None else _cut(config, at)).trace()
-        lowered.append((traced, traced.lower()))
-    with ThreadPoolExecutor(max_workers=max(1, min(len(lowered), os.cpu_count() or 1))) as pool:
-        results = list(pool.map(lambda pair: _compile(setup, *pair), lowered))
-    found = dict(zip(jobs, results, strict=True))
-    return {policy: _at_depth([found[policy, at] for at in depths], depths, layers) for policy in policies}
+    found = {}
+    # Tracing holds Python's lock and compiling does not: while one step is compiled, the next is traced.
+    with _collection_paused(), ThreadPoolExecutor(max_workers=max(1, min(len(jobs), os.cpu_count() or 1))) as pool:
+        for policy, at in jobs:
+            config = setup.config_with(gradient_checkpointing=policy, scan_layers=scan)
+            traced = Step(setup, config if at is None else _cut(config, at)).trace()
+            found[policy, at] = pool.submit(_compile, setup, traced, traced.lower())
+    results = {job: future.result() for job, future in found.items()}
+    return {policy: _at_depth([results[policy, at] for at in depths], depths, layers) for policy in policies}
+
+
+@contextlib.contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Keep Python from looking for garbage: what tracing makes stays, and looking took a quarter of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _compile(setup: Setup, traced: Any, lowered: Any) -> Measured:

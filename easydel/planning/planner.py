@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import optax
 
 from easydel.infra import placing
 from easydel.infra.base_config import REMAT_POLICIES
+from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.source import model_class, read_config
 from easydel.planning.batch import check_divides, has_loss
 from easydel.planning.cache import cache_bytes
+from easydel.planning.collectives import Moved
 from easydel.planning.measure import Measured, measure, scans
 from easydel.planning.plan import Plan
 from easydel.planning.simulated import simulated_mesh
@@ -78,44 +81,56 @@ def plan_training(
     cls, config = resolve(model, config)
     remat = config.gradient_checkpointing if remat is None else remat
     policies = _known(remat, policies)
-    tx = as_optimizer(optimizer)
     mesh = parse_mesh(mesh) if isinstance(mesh, str) else placing.mesh_of(config, mesh)
-    batch_size = default_batch_size(mesh) if batch_size is None else batch_size
-    sequence_length = default_sequence_length(config) if sequence_length is None else sequence_length
-    check_divides(batch_size, sequence_length, mesh)
     setup = Setup(
         cls=cls,
         config=_compiled_here(config),
-        mesh=simulated_mesh(mesh),
+        mesh=mesh,
         rules=rules,
-        tx=tx,
+        tx=as_optimizer(optimizer),
         batch=batch,
-        batch_size=batch_size,
-        sequence_length=sequence_length,
-        dtype=dtype,
-        param_dtype=param_dtype,
+        batch_size=default_batch_size(mesh) if batch_size is None else batch_size,
+        sequence_length=default_sequence_length(config) if sequence_length is None else sequence_length,
+        dtype=floating(dtype, "dtype"),
+        param_dtype=floating(param_dtype, "param_dtype"),
     )
+    return plans(setup, policies, scan_layers, cache_length)[remat]
+
+
+def plans(setup: Setup, policies: Sequence[str], scan_layers: bool | None, cache_length: int | None) -> dict[str, Plan]:
+    """Return remat policy → plan, all of one mesh; see `plan_training`."""
+    check_divides(setup.batch_size, setup.sequence_length, setup.mesh)
+    setup = replace(setup, mesh=simulated_mesh(setup.mesh))
     scan = scans(setup, scan_layers)
     compiled = measure(setup, policies, scan=scan)
     step = Step(setup, setup.config_with(scan_layers=True))
-    moved: dict[str, dict[str, int]] = {}
-    for (kind, axes), size in sorted(compiled[remat].moved.items()):
-        moved.setdefault(kind, {})[axes] = size
-    return Plan(
-        model=cls.__name__,
-        axes=dict(mesh.shape),
-        batch_size=batch_size,
-        sequence_length=sequence_length,
-        dtype=jnp.dtype(dtype).name,
-        param_dtype=jnp.dtype(param_dtype).name,
-        remat=remat,
-        scan_layers=scan,
-        parameters=count(step.arguments.params),
-        bytes_per_device=_held(step, compiled, cache_length or sequence_length, batch_size),
-        flops_per_step=_flops(setup, compiled),
-        collective_bytes_per_step=moved,
-        notes=_notes(setup, step.module, scan),
-    )
+    held = _held(step, compiled, cache_length or setup.sequence_length, setup.batch_size)
+    flops, parameters, notes = _flops(setup, compiled), count(step.arguments.params), _notes(setup, step.module, scan)
+    return {
+        policy: Plan(
+            model=setup.cls.__name__,
+            axes=dict(setup.mesh.shape),
+            batch_size=setup.batch_size,
+            sequence_length=setup.sequence_length,
+            dtype=jnp.dtype(setup.dtype).name,
+            param_dtype=jnp.dtype(setup.param_dtype).name,
+            remat=policy,
+            scan_layers=scan,
+            parameters=parameters,
+            bytes_per_device=held,
+            flops_per_step=flops,
+            collective_bytes_per_step=_by_kind(compiled[policy].moved),
+            notes=notes,
+        )
+        for policy in policies
+    }
+
+
+def _by_kind(moved: Moved) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for (kind, axes), size in sorted(moved.items()):
+        found.setdefault(kind, {})[axes] = size
+    return found
 
 
 def resolve(model: Any, config: Any = None) -> tuple[Any, Any]:
@@ -125,6 +140,8 @@ def resolve(model: Any, config: Any = None) -> tuple[Any, Any]:
         TypeError: a class without a config, or something else altogether.
     """
     if inspect.isclass(model):
+        if not issubclass(model, EasyDeLBaseModule):
+            raise TypeError(f"{model.__name__} cannot be planned: expected a subclass of EasyDeLBaseModule")
         if config is None:
             raise TypeError(f"a plan of the class {model.__name__} needs its config: plan_training(cls, mesh, config)")
         return model, config
@@ -150,6 +167,21 @@ def as_optimizer(optimizer: Any) -> optax.GradientTransformation:
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer: expected a name or an optax optimizer, got {type(optimizer).__name__}")
     return optimizer
+
+
+def floating(dtype: Any, name: str) -> Any:
+    """Return a floating-point dtype given as such or by name.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(f"{name}={dtype!r}: expected a floating-point type such as float32 or bfloat16")
+    return found
 
 
 def default_batch_size(mesh: AnyMesh) -> int:

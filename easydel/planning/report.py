@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 def plain(plan: Plan) -> dict[str, Any]:
     """Return everything as what `json` can write."""
-    return {**dataclasses.asdict(plan), "notes": list(plan.notes), "total_bytes_per_device": plan.total_bytes_per_device}
+    return {
+        **dataclasses.asdict(plan),
+        "notes": list(plan.notes),
+        "total_bytes_per_device": plan.total_bytes_per_device,
+    }
 
 
 def render(plan: Plan) -> str:

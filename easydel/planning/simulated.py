@@ -40,7 +40,8 @@ def _devices(count: int) -> tuple[Any, ...]:
     # started it. A client of its own leaves `jax.devices()` alone.
     from jaxlib import xla_client
 
-    return tuple(xla_client.make_cpu_client(num_devices=count).devices())
+    client: Any = xla_client.make_cpu_client(num_devices=count)
+    return tuple(client.devices())
 
 
 def _most_devices() -> int:

@@ -28,7 +28,7 @@ class Setup:
     Attributes:
         cls: the model's class.
         config: its config.
-        mesh: simulated devices.
+        mesh: to be compiled for, of simulated devices; `None` for one device.
         rules: partition rules, or `None` for the config's.
         tx: the optimizer.
         batch: shapes of the batch by name, or `None` for that of the task.
@@ -40,7 +40,7 @@ class Setup:
 
     cls: Any
     config: Any
-    mesh: Mesh | None
+    mesh: Any
     rules: Any
     tx: optax.GradientTransformation
     batch: Mapping[str, jax.ShapeDtypeStruct] | None

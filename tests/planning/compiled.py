@@ -1,0 +1,42 @@
+"""The training loop's own step, compiled for the simulated devices of the tests: what plans are held against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from easydel.sharding import create_mesh
+from easydel.training.fit import _train_step
+from tests.sharding.held import zeros
+
+
+def mesh_of(**axes: int) -> Mesh:
+    dims = tuple(axes.get(name, 1) for name in ("dp", "fsdp", "ep", "tp", "sp"))
+    return create_mesh(dims, devices=jax.devices()[: int(np.prod(dims))])
+
+
+def compiled_step(
+    cls: Any, config: Any, mesh: Mesh, shapes: dict[str, tuple[int, ...]], optimizer: Any = None, **options: Any
+) -> Any:
+    """Compile `fit`'s step for real, sharded arrays: nothing of `easydel.planning` has a part in it."""
+    if config.scan_layers or options:
+        model = cls.sharded_init(config, mesh, **options)
+    else:  # nothing has to be compiled for these
+        model = zeros(cls, config).shard_model(mesh=mesh)
+    state = model.to_state(optax.adamw(1e-4) if optimizer is None else optimizer)
+    batch = {}
+    for name, shape in shapes.items():
+        spec = PartitionSpec(("dp", "fsdp"), *("sp",) * (len(shape) > 1 and shape[1] % mesh.shape["sp"] == 0))
+        batch[name] = jax.device_put(jnp.zeros(shape, jnp.int32), NamedSharding(mesh, spec))
+    return _train_step.lower(state, batch).compile()
+
+
+def bytes_of(compiled: Any) -> int:
+    """Return what XLA lays out for a step: arguments (overwritten by the results) and everything else at its peak."""
+    memory = compiled.memory_analysis()
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes
