@@ -156,7 +156,7 @@ def plan_step(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Rows over all devices [default: dp·fsdp; with --devices one for each device]."),
+        typer.Option(min=1, help="Rows over all devices [default: dp·fsdp, one for each part]."),
     ] = None,
     sequence_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a row [default: 4096, or the model's positions if fewer].")

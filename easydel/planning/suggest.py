@@ -65,15 +65,15 @@ def suggest_mesh(
     """Look for meshes on which a training step fits.
 
     Parameters are split over `fsdp` and copied over `dp`; `tp` divides heads and MLPs and is at most 8; `ep` divides
-    the experts. Meshes are tried in the order of what they would send by formula; those that fit are given back in the
-    order of what they send as compiled.
+    the experts. Meshes are tried in the order of what they would send for a row by formula; those that fit are given
+    back in the order of what they send for a row as compiled.
 
     Args:
         model: as in `plan_training`, like all that is not named here.
         devices: how many there are.
         memory: of each, in bytes or such as `"80GB"` (decimal).
         config: of a class.
-        batch_size: rows over all devices, one for each device if `None`.
+        batch_size: rows over all devices; on each mesh one for each part of the batch (`dp·fsdp`) if `None`.
         sequence_length: tokens of a row.
         dtype: of the computation.
         param_dtype: of the stored parameters.
@@ -91,16 +91,15 @@ def suggest_mesh(
         raise ValueError(f"devices and count must be positive, got {devices} and {count}")
     cls, config = resolve(model, config)
     room, policies = parse_size(memory, "memory"), REMAT_POLICIES if remat is None else (remat,)
-    rows = devices if batch_size is None else batch_size
     length = default_sequence_length(config) if sequence_length is None else sequence_length
     tx = as_optimizer(optimizer)
     types = floating(dtype, "dtype"), floating(param_dtype, "param_dtype")
-    setup = Setup(cls, config, None, rules, tx, None, rows, length, *types)
+    setup = Setup(cls, config, None, rules, tx, None, batch_size or 0, length, *types)
     candidates = _candidates(setup, devices)
     # Where parameters and optimizer alone do not fit, nothing need be compiled.
     missing = {_text(candidate): candidate.held - room for candidate in candidates if candidate.held > room}
     found: list[Suggestion] = []
-    for candidate in _in_order([candidate for candidate in candidates if candidate.held <= room]):
+    for candidate in _in_order([candidate for candidate in candidates if candidate.held <= room], room):
         by_policy = _plans_that_fit(candidate.setup, policies, room, scan_layers, cache_length)
         if isinstance(by_policy, int):
             missing[_text(candidate)] = by_policy
@@ -110,12 +109,13 @@ def suggest_mesh(
             break
     if not found:
         where, lacking = min(missing.items(), key=lambda item: item[1])
+        rows = f"{batch_size} rows" if batch_size else "one row for each part of the batch"
         raise ValueError(
             f"{cls.__name__}: found no mesh of {devices} devices with {bytes_text(room)} each that holds a step of "
-            f"{rows} × {length} tokens; {where} comes closest and lacks at least "
-            f"{bytes_text(lacking)}: take more devices, a smaller batch, shorter sequences or a smaller param_dtype"
+            f"{rows}, {length} tokens each; {where} comes closest and lacks at least {bytes_text(lacking)}: take "
+            "more devices, a smaller batch, shorter sequences or a smaller param_dtype"
         )
-    return tuple(sorted(found, key=lambda suggestion: suggestion.collective_bytes))
+    return tuple(sorted(found, key=lambda found: found.collective_bytes / found.plan.batch_size))
 
 
 def _plans_that_fit(
@@ -144,16 +144,17 @@ def _chosen(fitting: Sequence[Plan]) -> Suggestion:
 class _Candidate:
     setup: Setup
     held: int
+    gradients: int
     sent: float
 
 
 def _candidates(setup: Setup, devices: int) -> list[_Candidate]:
     found = []
     for axes in _meshes(setup.config, devices, setup.batch_size):
-        placed = replace(setup, mesh=abstract_mesh(axes))
+        placed = replace(setup, mesh=abstract_mesh(axes), batch_size=setup.batch_size or axes["dp"] * axes["fsdp"])
         arguments = Step(placed, placed.config_with(scan_layers=True)).arguments
         held = bytes_per_device(arguments.params) + bytes_per_device(arguments.opt_state)
-        found.append(_Candidate(placed, held, _sent(placed, arguments.params)))
+        found.append(_Candidate(placed, held, bytes_per_device(arguments.params), _sent(placed, arguments.params)))
     if not found:
         raise ValueError(
             f"batch_size={setup.batch_size} is divided by no mesh of {devices} devices: take a multiple of {devices}"
@@ -161,9 +162,12 @@ def _candidates(setup: Setup, devices: int) -> list[_Candidate]:
     return found
 
 
-def _in_order(candidates: Sequence[_Candidate]) -> list[_Candidate]:
-    """Return the meshes to compile for: those that send least, and in case none fits, those that hold least."""
-    first = sorted(candidates, key=lambda candidate: candidate.sent)[:TRIES]
+def _in_order(candidates: Sequence[_Candidate], room: int) -> list[_Candidate]:
+    """Return the meshes to compile for: those that send least, and in case none fits, those that hold least.
+
+    Gradients are mostly held all at once, so that meshes where they would not fit come last.
+    """
+    first = sorted(candidates, key=lambda c: (c.held + c.gradients > room, c.sent))[:TRIES]
     rest = sorted((c for c in candidates if c not in first), key=lambda candidate: (candidate.held, candidate.sent))
     return first + rest[:TRIES]
 
@@ -189,7 +193,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def _sent(setup: Setup, params: Any) -> float:
-    """Estimate the bytes a device sends in a step, by the usual rings.
+    """Estimate the bytes a device sends for a row of the batch, by the usual rings.
 
     Parameters split over `fsdp` are gathered forward and backward, gradients are summed over all rows' devices
     (twice their bytes), and activations four times a layer over `tp` and `ep`.
@@ -204,4 +208,4 @@ def _sent(setup: Setup, params: Any) -> float:
     width = getattr(setup.config, "hidden_size", 0) or 0
     tokens = setup.batch_size // rows * setup.sequence_length
     summed = 4 * depth(setup.config) * tokens * width * jnp.dtype(setup.dtype).itemsize
-    return sent + 2 * summed * (wide - 1) / wide
+    return (sent + 2 * summed * (wide - 1) / wide) / setup.batch_size
