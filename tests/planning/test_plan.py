@@ -27,7 +27,8 @@ WIDE = {
     "num_key_value_heads": 2,
 }
 # The bar is 10%. What differs is that `fit` leaves it to XLA how the new parameters are split, and a plan does not:
-# nothing on most meshes, up to 7% where a table of positions changes its sharding (measured over 66 random configs).
+# nothing on most meshes, up to 7% where a table of positions changes its sharding (measured over random
+# configs: benchmarks/planning.py).
 BAR = 0.10
 
 
