@@ -22,7 +22,7 @@ TEXT = """HloModule step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
 
 ENTRY %main (a: f32[8]) -> f32[8] {
   %while.1 = (s32[], f32[8]{0}) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
-  %all-reduce.2 = (f32[64]{0}, bf16[2,3]{1,0}) all-reduce(%b, %c), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+  %all-reduce.2 = (f32[64]{0}, bf16[2,3]{1,0}) all-reduce(%b, %c), replica_groups={{0,1},{2,3},{4,5},{6,7}}
   %collective-permute.3 = s8[5]{0} collective-permute(%d), source_target_pairs={{0,2},{2,4}}
   %ag-start = (f32[2]{0}, f32[8]{0}) all-gather-start(%e), replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
   %ag-done = f32[8]{0} all-gather-done(%ag-start)

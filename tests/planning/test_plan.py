@@ -116,6 +116,7 @@ def test_other_optimizers_and_dtypes_are_planned_for():
     assert 0 < factored.bytes_per_device["optimizer"] < factored.bytes_per_device["parameters"]
 
 
+@pytest.mark.slow
 def test_deep_models_are_a_straight_line_in_their_depth():
     """Twelve layers one by one, planned from six and eight: 5%, what the compiler's order of things makes."""
     config = LlamaConfig(**WIDE | {"num_hidden_layers": 12})
