@@ -35,14 +35,14 @@ if TYPE_CHECKING:  # for type checkers and editors
     from easydel.infra.registry import register_config as register_config
     from easydel.infra.registry import register_module as register_module
     from easydel.loss import LossConfig as LossConfig
-    from easydel.training.arguments import TrainingArguments as TrainingArguments
-    from easydel.training.data.config import DataConfig as DataConfig
-    from easydel.training.elarge import eLargeModel as eLargeModel
-    from easydel.training.trainer import Trainer as Trainer
     from easydel.planning import Plan as Plan
     from easydel.planning import Suggestion as Suggestion
     from easydel.planning import plan_training as plan_training
     from easydel.planning import suggest_mesh as suggest_mesh
+    from easydel.training.arguments import TrainingArguments as TrainingArguments
+    from easydel.training.data.config import DataConfig as DataConfig
+    from easydel.training.elarge import eLargeModel as eLargeModel
+    from easydel.training.trainer import Trainer as Trainer
 
 _NAMES: dict[str, str] = {
     "AutoEasyDeLConfig": "easydel.infra.auto",

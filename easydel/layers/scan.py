@@ -18,7 +18,7 @@ from easydel.layers.periods import ranges_of
 from easydel.layers.stack import LayerInputs, LayerOutput, LayerStack, StackOutput, remat_policy
 from easydel.paths import named_variables
 from easydel.rngs import are_for_shapes
-from easydel.sharding import activation_mesh, constrain, current_mesh
+from easydel.sharding import activation_mesh, constrain, current_mesh, is_gathering
 from easydel.stacked import layer_of, range_name, range_of
 
 
@@ -236,13 +236,14 @@ _ELEMENTWISE = frozenset(
 )  # fmt: skip
 
 
-def _all_but_elementwise(primitive: Any, *_: Any, **__: Any) -> bool:
+def _all_but_elementwise(primitive: Any, *_: Any, **params: Any) -> bool:
     """Say whether a result is kept for the backward pass of a scan: all but what costs a pass over it at most.
 
     XLA makes this choice itself where layers stand one by one. From a loop it takes whatever it is told to, each array
-    as often as it is used: a step took a fifth longer, and two thirds more memory for what is kept.
+    as often as it is used: a step took a fifth longer, and two thirds more memory for what is kept. Weights gathered
+    over `fsdp` are gathered once more.
     """
-    return primitive.name not in _ELEMENTWISE
+    return primitive.name not in _ELEMENTWISE and not is_gathering(primitive, params)
 
 
 def _as_carried(step: Any, hidden: jax.Array, carried: Any, parts: Any) -> jax.Array:

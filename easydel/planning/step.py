@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from easydel.infra.functional import bind
+from easydel.infra.state_arrays import optimizer_shardings
 from easydel.infra.views import param_arrays
 from easydel.paths import nest, split
 from easydel.planning.batch import batch_shapes, objective
@@ -88,7 +89,8 @@ class Step:
         batch = setup.batch or batch_shapes(self.module, setup.batch_size, setup.sequence_length)
         opt_state = jax.eval_shape(setup.tx.init, params)
         if setup.mesh is not None:
-            opt_state = _like_parameters(setup.tx, opt_state, params, setup.mesh)
+            places = optimizer_shardings(opt_state, params, NamedSharding(setup.mesh, PartitionSpec()))
+            opt_state = jax.tree.map(_placed, opt_state, places)
             batch = {name: _split_batch(value, setup.mesh) for name, value in batch.items()}
         self.arguments = Arguments(params, other, opt_state, dict(batch))
 
@@ -144,22 +146,11 @@ def _shardings(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def _like_parameters(tx: optax.GradientTransformation, state: Any, params: Any, mesh: Mesh) -> Any:
-    """Give each leaf of an optimizer's state its parameter's sharding; what has another shape is held whole."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-
-    def placed(leaf: Any, sharding: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    def like(leaf: Any, parameter: Any) -> Any:
-        return placed(leaf, parameter.sharding if leaf.shape == parameter.shape else everywhere)
-
-    return optax.tree_utils.tree_map_params(
-        tx, like, state, params, transform_non_params=lambda leaf: placed(leaf, everywhere)
-    )
+def _placed(leaf: Any, sharding: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _split_batch(value: Any, mesh: Mesh) -> Any:
     axes = [tuple(a for a in ROLES[role] if a in mesh.shape) for role in ("batch", "sequence")][: len(value.shape)]
     spec = fit_spec(PartitionSpec(*(entry or None for entry in axes)), tuple(value.shape), mesh)
-    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=NamedSharding(mesh, spec))
+    return _placed(value, NamedSharding(mesh, spec))

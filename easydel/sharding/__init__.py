@@ -6,6 +6,7 @@ from easydel.sharding.activations import (
     at_use,
     constrain,
     current_mesh,
+    is_gathering,
     is_on_one_device,
     sequence_is_split,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "fit_spec",
     "gather",
     "infer_rules",
+    "is_gathering",
     "is_on_one_device",
     "match_rules",
     "named_shardings",

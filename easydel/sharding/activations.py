@@ -7,8 +7,9 @@ knowing of meshes, and outside any mesh it does nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -78,6 +79,18 @@ def at_use(weight: jax.Array, x: jax.Array, *roles: str | None) -> jax.Array:
         return weight
     batch = activation_spec(x.shape[:1], "batch")[0]
     return constrain(weight, *roles) if "fsdp" in (batch if isinstance(batch, tuple) else (batch,)) else weight
+
+
+def is_gathering(primitive: Any, params: Mapping[str, Any]) -> bool:
+    """Whether an operation of a jaxpr gathers over `fsdp`: it asks for something whole there.
+
+    What it gives must not be kept for the backward pass of a scan: every device would hold the weights of all layers
+    whole. Gathering once more is what splitting them costs.
+    """
+    if primitive.name != "sharding_constraint" or not isinstance(params["sharding"], NamedSharding):
+        return False
+    axes = {axis for entry in params["sharding"].spec for axis in (entry if isinstance(entry, tuple) else (entry,))}
+    return params["sharding"].mesh.shape.get("fsdp", 1) > 1 and "fsdp" not in axes
 
 
 def sequence_is_split() -> bool:

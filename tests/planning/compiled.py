@@ -1,4 +1,4 @@
-"""The training loop's own step, compiled for the simulated devices of the tests: what plans are held against."""
+"""The step one would write by hand, compiled for the simulated devices of the tests: what plans are held against."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from easydel.sharding import create_mesh
-from easydel.training.fit import _train_step
 from tests.sharding.held import zeros
 
 
@@ -23,7 +22,7 @@ def mesh_of(**axes: int) -> Mesh:
 def compiled_step(
     cls: Any, config: Any, mesh: Mesh, shapes: dict[str, tuple[int, ...]], optimizer: Any = None, **options: Any
 ) -> Any:
-    """Compile `fit`'s step for real, sharded arrays: nothing of `easydel.planning` has a part in it."""
+    """Compile it for real, sharded arrays: nothing of `easydel.planning` has a part in it."""
     if config.scan_layers or options:
         model = cls.sharded_init(config, mesh, **options)
     else:  # nothing has to be compiled for these
@@ -33,7 +32,12 @@ def compiled_step(
     for name, shape in shapes.items():
         spec = PartitionSpec(("dp", "fsdp"), *("sp",) * (len(shape) > 1 and shape[1] % mesh.shape["sp"] == 0))
         batch[name] = jax.device_put(jnp.zeros(shape, jnp.int32), NamedSharding(mesh, spec))
-    return _train_step.lower(state, batch).compile()
+    return jax.jit(_step, donate_argnums=0).lower(state, batch).compile()
+
+
+def _step(state: Any, batch: dict[str, jax.Array]) -> tuple[Any, jax.Array]:
+    loss, grads = jax.value_and_grad(lambda params: state.with_params(params).model(**batch).loss)(state.params)
+    return state.apply_gradients(grads), loss
 
 
 def bytes_of(compiled: Any) -> int:

@@ -34,12 +34,16 @@ class Program:
         types: kind → the types of what they give.
         split: how many parameters are split over `fsdp`, so that they must be gathered.
         layers: of the family's decoder or encoder.
+        parameters: how many numbers they are.
+        temporaries: bytes on each device besides arguments and results.
     """
 
     counts: dict[str, int]
     types: dict[str, list[str]]
     split: int
     layers: int
+    parameters: int
+    temporaries: int
 
 
 def count(text: str) -> tuple[dict[str, int], dict[str, list[str]]]:
@@ -78,5 +82,12 @@ def program(
     else:
         state = model.to_state(optax.sgd(0.1) if optimizer == "sgd" else optax.adamw(1e-3))
         lowered = train_step.lower(state, inputs)
-    specs = [str(leaf.sharding.spec) for leaf in flatten(model.params).values()]
-    return Program(*count(lowered.compile().as_text()), sum("fsdp" in spec for spec in specs), config.num_hidden_layers)
+    leaves = flatten(model.params, by_layer=False).values()
+    compiled = lowered.compile()
+    return Program(
+        *count(compiled.as_text()),
+        split=sum("fsdp" in str(leaf.sharding.spec) for leaf in leaves),
+        layers=config.num_hidden_layers,
+        parameters=sum(leaf.size for leaf in leaves),
+        temporaries=compiled.memory_analysis().temp_size_in_bytes,
+    )

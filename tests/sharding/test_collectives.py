@@ -69,6 +69,18 @@ def test_an_fsdp_step_gathers_each_parameter_once(family: str, optimizer: str) -
     assert {kind: n for kind, n in found.counts.items() if kind != "all-gather"}.keys() == {"all-reduce"}
 
 
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_a_scan_does_not_keep_what_it_gathers(family: str) -> None:
+    """Each layer's weights are gathered forward and once more backward; kept, they would lie whole on each device."""
+    fields = (("scan_layers", True), ("hidden_size", 64), ("intermediate_size", 512))
+    found = program(family, FSDP, "step", fields=(*fields, ("num_hidden_layers", 4)))
+    assert found.counts["all-gather"] <= 2 * found.split  # a body counts once
+    longer = program(family, FSDP, "step", fields=(*fields, ("num_hidden_layers", 12)))
+    added = longer.temporaries - found.temporaries
+    whole = (longer.parameters - found.parameters) * 4
+    assert added < whole / 2, "what each more layer keeps is less than half of its weights"
+
+
 @pytest.mark.parametrize("what", ["forward", "step"])
 def test_fewer_kv_heads_than_tp_are_gathered(what: str) -> None:
     found = program("llama", TP, what)
