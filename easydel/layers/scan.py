@@ -181,12 +181,14 @@ def _scanned(
 
     def step(carry: tuple[jax.Array, Any], part: tuple[Any, Any, Any]) -> tuple[tuple[jax.Array, Any], Any]:
         hidden, carried = carry
-        index, states, given = part
+        index, layer, given = part
+        layer = _at(states, index) if layer is None else layer
         outs, changed, kept = [], [], []
         for place, graphdef in enumerate(program.graphdefs):
             cache = _entry(given, place) if carried is None else _at(carried[place], index)
             before = hidden if inputs.output_hidden_states else None
-            out, new = _block(graphdef, program.remat)(states[place], hidden, inputs, cache)
+            with native.kernels_are_sliced(_slices(layer[place], states[place], index) if carried is not None else ()):
+                out, new = _block(graphdef, program.remat, learns=carried is None)(layer[place], hidden, inputs, cache)
             hidden = constrain(out.hidden, "batch", "sequence", None)
             kept.append(out.cache if carried is None else _put(carried[place], out.cache, index))
             outs.append((before, out.replace(hidden=None, cache=None)))
@@ -195,14 +197,14 @@ def _scanned(
             return (hidden, tuple(kept)), (None, tuple(outs), tuple(changed))
         return (hidden, None), (tuple(kept), tuple(outs), tuple(changed))
 
-    parts = (jnp.arange(program.repeats, dtype=jnp.int32), states, given)
+    # Tokens that follow others: kernels are read from the stacks themselves.
+    parts = (jnp.arange(program.repeats, dtype=jnp.int32), states if carried is None else None, given)
     with activation_mesh(program.mesh):
         if program.repeats == 1:
             carry, made = step((hidden, carried), _at(parts, 0, static=True))
             made = jax.tree.map(lambda x: x[None], made)
         else:
-            with native.kernels_are_sliced():
-                carry, made = jax.lax.scan(step, (_as_carried(step, hidden, carried, parts), carried), parts)
+            carry, made = jax.lax.scan(step, (_as_carried(step, hidden, carried, parts), carried), parts)
     hidden, carried = carry
     kept, outs, changed = made
     return hidden, carried if carried is not None else kept, outs, changed
@@ -211,8 +213,18 @@ def _scanned(
 _compiled = functools.partial(jax.jit, static_argnums=0)(_scanned)
 
 
-def _block(graphdef: Any, remat: str) -> Callable[..., tuple[LayerOutput, dict[str, Any]]]:
-    """Return a pure `(states, hidden, inputs, cache) -> (output, what else changed by path)` of one layer."""
+def _slices(layer: Any, stacks: Any, index: jax.Array) -> Iterator[native.Slice]:
+    """Yield the matrices of a layer with the stacks they come from."""
+    for array, stack in zip(jax.tree.leaves(layer), jax.tree.leaves(stacks), strict=True):
+        if stack.ndim == 3:
+            yield native.Slice(array, stack, index)
+
+
+def _block(graphdef: Any, remat: str, *, learns: bool) -> Callable[..., tuple[LayerOutput, dict[str, Any]]]:
+    """Return a pure `(states, hidden, inputs, cache) -> (output, what else changed by path)` of one layer.
+
+    What is kept for a backward pass is chosen where there may be one (`learns`).
+    """
 
     def call(states: Any, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> tuple[LayerOutput, dict[str, Any]]:
         block = nnx.merge(graphdef, *states, copy=True)
@@ -222,6 +234,8 @@ def _block(graphdef: Any, remat: str) -> Callable[..., tuple[LayerOutput, dict[s
         new = {path: variable.get_value() for path, variable in others.items()}
         return out, {path: value for path, value in new.items() if value is not before[path]}
 
+    if not learns:
+        return call
     policy = _all_but_elementwise if remat == "none" else remat_policy(remat)
     # In a scan nothing can be merged with what is computed again.
     return jax.checkpoint(call, policy=policy, prevent_cse=False)

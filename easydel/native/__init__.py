@@ -5,8 +5,8 @@ Each kernel has an XLA form of the same result; `jax.lax.platform_dependent` tak
 compiled for a CPU.
 """
 
-from easydel.native.few_rows import few_rows, kernels_are_sliced, serves_few_rows
+from easydel.native.few_rows import Slice, few_rows, kernels_are_sliced, serves_few_rows
 from easydel.native.grouped import grouped, serves_grouped
 from easydel.native.library import is_available
 
-__all__ = ["few_rows", "grouped", "is_available", "kernels_are_sliced", "serves_few_rows", "serves_grouped"]
+__all__ = ["Slice", "few_rows", "grouped", "is_available", "kernels_are_sliced", "serves_few_rows", "serves_grouped"]

@@ -18,16 +18,18 @@ namespace {
 
 constexpr int64_t kLeastPart = 128 << 10;  // bytes: handing out a smaller part costs more than it saves
 
-ffi::Error FewRows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel,
+// y = x times the matrix at `place` of a stack of matrices.
+ffi::Error FewRows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> stack, ffi::Buffer<ffi::S32> place,
                    ffi::ResultBuffer<ffi::F32> y) {
-  const auto of_x = x.dimensions(), of_kernel = kernel.dimensions();
-  if (of_x.size() != 2 || of_kernel.size() != 2 || of_x[1] != of_kernel[0]) {
-    return ffi::Error::InvalidArgument("few_rows takes [rows, in] and [in, out]");
+  const auto of_x = x.dimensions(), of_stack = stack.dimensions();
+  if (of_x.size() != 2 || of_stack.size() != 3 || of_x[1] != of_stack[1] || place.element_count() != 1) {
+    return ffi::Error::InvalidArgument("few_rows takes [rows, in], [layers, in, out] and a layer");
   }
-  const int64_t rows = of_x[0], depth = of_kernel[0], width = of_kernel[1];
+  const int64_t rows = of_x[0], depth = of_stack[1], width = of_stack[2];
+  const int64_t layer = std::clamp<int64_t>(place.typed_data()[0], 0, of_stack[0] - 1);  // as XLA's slices do
   const int64_t bytes = depth * width * static_cast<int64_t>(sizeof(float));
   const int64_t parts = std::clamp<int64_t>(bytes / kLeastPart, 1, Threads(pool));
-  const float *from = x.typed_data(), *matrix = kernel.typed_data();
+  const float *from = x.typed_data(), *matrix = stack.typed_data() + layer * depth * width;
   float* to = y->typed_data();
   std::vector<float> sums((parts - 1) * rows * width);  // of all parts but the first, which is summed into y
 
@@ -53,4 +55,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(easydel_few_rows, easydel::FewRows,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +17,33 @@ LEAST_BYTES = 256 << 10
 """Where XLA's product takes over: more rows, or a kernel so small that dividing it among threads does not pay."""
 
 
-_SLICED: ContextVar[bool] = ContextVar("easydel_kernels_are_sliced", default=False)
+class Slice(NamedTuple):
+    """A kernel that is one of a stack's: `array` is `stack[place]`."""
+
+    array: jax.Array
+    stack: jax.Array
+    place: jax.Array
+
+
+_SLICES: ContextVar[Mapping[int, Slice] | None] = ContextVar("easydel_slices", default=None)
 
 
 @contextlib.contextmanager
-def kernels_are_sliced() -> Iterator[None]:
-    """Leave products to XLA inside the block, because kernels are slices of larger arrays, as those in a scan are.
+def kernels_are_sliced(slices: Iterable[Slice]) -> Iterator[None]:
+    """Say that inside the block kernels are slices of larger arrays, as those in a scan are.
 
-    Ours would need a copy of each slice first, which costs more than the product; XLA reads it where it lies.
+    A kernel of ours would need a copy of a slice, which costs more than the product. So `few_rows` reads those of
+    `slices` from their stacks; products with others are left to XLA, which reads them where they lie.
     """
-    token = _SLICED.set(True)
+    token = _SLICES.set({id(entry.array): entry for entry in slices})
     try:
         yield
     finally:
-        _SLICED.reset(token)
+        _SLICES.reset(token)
+
+
+def _slice_of(kernel: jax.Array) -> Slice | None:
+    return (_SLICES.get() or {}).get(id(kernel))
 
 
 def serves_few_rows(x: jax.Array, kernel: jax.Array) -> bool:
@@ -38,12 +52,11 @@ def serves_few_rows(x: jax.Array, kernel: jax.Array) -> bool:
         x.dtype == kernel.dtype == jnp.float32
         and 0 < x.shape[0] <= MOST_ROWS
         and kernel.size * 4 >= LEAST_BYTES
-        and not _SLICED.get()
+        and (_SLICES.get() is None or _slice_of(kernel) is not None)
         and library.is_available()
     )
 
 
-@jax.custom_jvp
 def few_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Multiply a few rows by a matrix.
 
@@ -54,17 +67,27 @@ def few_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
         float32 `[rows, out]`, summed in float32; elsewhere than on a CPU, XLA's product.
     """
-    return jax.lax.platform_dependent(x, kernel, cpu=_native, default=jnp.matmul)
+    found = _slice_of(kernel)
+    if found is None:
+        return _few_rows(x, kernel[None], jnp.int32(0))
+    return _few_rows(x, found.stack, found.place)
 
 
-@few_rows.defjvp
-def _few_rows_jvp(
-    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    (x, kernel), (x_dot, kernel_dot) = primals, tangents
-    return few_rows(x, kernel), x_dot @ kernel + x @ kernel_dot
+@jax.custom_jvp
+def _few_rows(x: jax.Array, stack: jax.Array, place: jax.Array) -> jax.Array:
+    return jax.lax.platform_dependent(x, stack, place, cpu=_native, default=_product)
 
 
-def _native(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    result = jax.ShapeDtypeStruct((x.shape[0], kernel.shape[1]), jnp.float32)
-    return jax.ffi.ffi_call("easydel_few_rows", result, vmap_method="sequential")(x, kernel)
+@_few_rows.defjvp
+def _few_rows_jvp(primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+    (x, stack, place), (x_dot, stack_dot, _) = primals, tangents
+    return _few_rows(x, stack, place), _product(x_dot, stack, place) + _product(x, stack_dot, place)
+
+
+def _product(x: jax.Array, stack: jax.Array, place: jax.Array) -> jax.Array:
+    return x @ jax.lax.dynamic_index_in_dim(stack, place, keepdims=False)
+
+
+def _native(x: jax.Array, stack: jax.Array, place: jax.Array) -> jax.Array:
+    result = jax.ShapeDtypeStruct((x.shape[0], stack.shape[2]), jnp.float32)
+    return jax.ffi.ffi_call("easydel_few_rows", result, vmap_method="sequential")(x, stack, place)

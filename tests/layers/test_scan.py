@@ -23,7 +23,7 @@ SHAPE = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_atte
 
 
 def llama(layers: int, **fields: Any) -> LlamaForCausalLM:
-    config = LlamaConfig(**SHAPE, num_key_value_heads=1, num_hidden_layers=layers, **fields)
+    config = LlamaConfig(**SHAPE | fields, num_key_value_heads=1, num_hidden_layers=layers)
     return LlamaForCausalLM(config, rngs=nnx.Rngs(0))
 
 
@@ -200,10 +200,25 @@ def test_blocks_that_know_their_number_are_not_stored_together() -> None:
         ScannedLayers.build(lambda kind: Numbered(next(numbers)), ["a"] * 3, nnx.Rngs(0))
 
 
-def test_products_in_a_scan_are_left_to_xla() -> None:
-    rows, kernel = jnp.ones((1, 256)), jnp.ones((256, 256))
+def test_products_in_a_scan_read_a_stack_or_are_left_to_xla() -> None:
+    rows, stack = jnp.ones((1, 256)), jnp.ones((2, 256, 256))
+    kernel = stack[0]
     elsewhere = native.serves_few_rows(rows, kernel)
     assert elsewhere == native.is_available()
-    with native.kernels_are_sliced():
+    with native.kernels_are_sliced([]):
         assert not native.serves_few_rows(rows, kernel)
+    with native.kernels_are_sliced([native.Slice(kernel, stack, jnp.int32(0))]):
+        assert native.serves_few_rows(rows, kernel) == elsewhere
     assert native.serves_few_rows(rows, kernel) == elsewhere
+
+
+@pytest.mark.skipif(not native.is_available(), reason="the C++ kernels were not built")
+def test_tokens_are_generated_from_the_stacks_themselves() -> None:
+    model = llama(2, hidden_size=256, intermediate_size=512, scan_layers=True)
+    cache = model.init_operations_cache(1, 8)
+    token = jnp.ones((1, 1), jnp.int32)
+    cache = model(jnp.ones((1, 3), jnp.int32), cache=cache).cache
+    fn = model.pure_transform_fn()
+    text = jax.jit(fn).lower(model.params, {"input_ids": token, "cache": cache}).compile().as_text()
+    assert text.count('custom_call_target="easydel_few_rows"') == 5  # q, o, gate, up, down: k and v are small
+    assert "f32[256,512]" not in text, "a layer's kernel was copied"

@@ -47,6 +47,27 @@ def test_a_row_does_not_depend_on_its_company():
 
 
 @needs_kernels
+def test_a_kernel_of_a_stack_is_read_where_it_lies():
+    x, stack = normal(2, 300), jnp.asarray(normal(3, 300, 301))
+
+    def each(x, stack):
+        def step(_, place):
+            kernel = jax.lax.dynamic_index_in_dim(stack, place, keepdims=False)
+            with native.kernels_are_sliced([native.Slice(kernel, stack, place)]):
+                return None, native.few_rows(x, kernel)
+
+        return jax.lax.scan(step, None, jnp.arange(3))[1]
+
+    text = jax.jit(each).lower(x, stack).compile().as_text()
+    assert "easydel_few_rows" in text
+    assert "f32[300,301]" not in text  # no layer's matrix is made
+    np.testing.assert_array_equal(jax.jit(each)(x, stack), jnp.stack([native.few_rows(x, kernel) for kernel in stack]))
+    want = jax.jit(jax.grad(lambda x, stack: (x @ stack).sum(), (0, 1)))(x, stack)
+    for got, wanted in zip(jax.grad(lambda *args: each(*args).sum(), (0, 1))(x, stack), want, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-4)
+
+
+@needs_kernels
 def test_derivatives_are_those_of_the_product():
     x, kernel, cotangent = normal(2, 300), normal(300, 301), normal(2, 301)
     got, pull = jax.vjp(native.few_rows, x, kernel)
