@@ -42,7 +42,7 @@ def _one_line_errors(context: typer.Context) -> Iterator[None]:
     """Turn what a user can mend (a wrong value, a missing file, a broken checkpoint) into a line and exit code 1."""
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         if context.obj:
             raise
         typer.echo(f"error: {error}", err=True)
@@ -112,7 +112,9 @@ def train(
     with _one_line_errors(context):
         from easydel.cli.train import run_train
 
-        run_train(config, settings or [], check=check)
+        code = run_train(config, settings or [], check=check)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command(name="inspect")

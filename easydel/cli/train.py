@@ -9,10 +9,16 @@ from typing import Any
 from rich.console import Console
 
 from easydel.training import eLargeModel
+from easydel.training.interrupts import SIGNALS
+from easydel.training.yaml_files import read_yaml
 
 
-def run_train(file: Path, settings: Sequence[str], *, check: bool) -> None:
-    """Train, or only say what would be trained."""
+def run_train(file: Path, settings: Sequence[str], *, check: bool) -> int:
+    """Train, or only say what would be trained.
+
+    Returns:
+        The exit code: 0, or 128 and the number of the signal that stopped the run.
+    """
     console = Console(stderr=True, highlight=False)
     trainer = eLargeModel.from_yaml(file, dict(map(read_setting, settings))).build_trainer()
     steps = "as many as the data have" if trainer.total_steps is None else f"{trainer.total_steps:,}"
@@ -21,13 +27,14 @@ def run_train(file: Path, settings: Sequence[str], *, check: bool) -> None:
         console.print("mesh: " + ", ".join(f"{axis}={size}" for axis, size in trainer.mesh.shape.items()))
     if check:
         console.print(trainer.state.summary().table())
-        return
+        return 0
     result = trainer.train()
     progress = result.progress
     console.print(
         f"{result.reason}: {progress.iteration:,} steps, {progress.tokens:,} tokens in {progress.seconds:.0f} s"
         + (f", {progress.skipped} skipped" if progress.skipped else "")
     )
+    return next((128 + number for number in SIGNALS if number.name == result.reason), 0)
 
 
 def read_setting(text: str) -> tuple[str, Any]:
@@ -36,12 +43,7 @@ def read_setting(text: str) -> tuple[str, Any]:
     Raises:
         ValueError: it has no `=`, or the value is no YAML.
     """
-    import yaml
-
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ValueError(f"--set {text!r}: expected SECTION.NAME=VALUE, such as training.max_steps=100")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--set {text!r}: the value is not YAML: {error}") from error
+    return name, read_yaml(value, f"--set {name}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Self
 import jax.numpy as jnp
 
 from easydel.errors import UnsupportedError
-from easydel.paths import nearest
+from easydel.fields import read_fields
 
 LOSS_TYPES = ("cross_entropy",)
 REDUCTIONS = ("mean", "sum", "none")
@@ -114,14 +113,10 @@ class LossConfig:
         """Make a config of a mapping, such as a file holds.
 
         Raises:
-            ValueError: a name that is no field; the nearest ones are named. Else as the constructor.
+            ValueError: a name that is no field (the nearest one is named), or a value of the wrong type. Else as the
+                constructor.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = [name for name in fields if name not in known]
-        if unknown:
-            hints = [f"{name!r} (nearest: {', '.join(nearest(str(name), known)) or 'none'})" for name in unknown]
-            raise ValueError(f"LossConfig has no field {', '.join(hints)}; it has {', '.join(known)}")
-        return cls(**fields)
+        return cls(**read_fields(cls, fields))
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from easydel.errors import UnsupportedError
+from easydel.fields import read_fields
 from easydel.loss import LossConfig
-from easydel.training.fields import read_fields
 from easydel.training.logs.choose import LOGS
 from easydel.training.optimizers import OPTIMIZERS, SCHEDULES
+
+_APPLIES_TO = {
+    "weight_decay": ("optimizer", ("adamw", "lion", "adafactor")),
+    "adam_beta1": ("optimizer", ("adamw", "adam", "lion")),
+    "adam_beta2": ("optimizer", ("adamw", "adam", "lion")),
+    "adam_epsilon": ("optimizer", ("adamw", "adam")),
+    "momentum": ("optimizer", ("sgd",)),
+    "decay_ratio": ("schedule", ("wsd",)),
+    "min_learning_rate_ratio": ("schedule", ("linear", "cosine", "wsd")),
+}
+"""What has an effect with some optimizers or schedules only; with another, a value is refused."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +32,17 @@ class TrainingArguments:
     Attributes:
         output_dir: folder of checkpoints, logs and the finished model.
         max_steps: how many batches; `None`: as many as the data has.
-        num_train_epochs: passes over the data that a `DataConfig` names, if `max_steps` is `None`.
+        num_train_epochs: passes over the data that a `DataConfig` names, if `max_steps` is `None`; else as many as are
+            needed, unless the `DataConfig` has `epochs` of its own.
         batch_size: rows of a batch, over all devices and micro-batches.
         eval_batch_size: likewise, of evaluation; `None`: as `batch_size`.
         gradient_accumulation_steps: micro-batches that a batch is split into, one after the other.
         optimizer: `"adamw"`, `"adam"`, `"sgd"`, `"lion"` or `"adafactor"`.
         learning_rate: its highest value.
-        weight_decay: of matrices; norms and biases do not decay.
-        adam_beta1, adam_beta2, adam_epsilon: of Adam and its kin.
+        weight_decay: of matrices, times the learning rate; norms and biases do not decay.
+        adam_beta1: of Adam and its kin, as the next two.
+        adam_beta2: for lion, 0.99 is usual.
+        adam_epsilon: of Adam.
         momentum: of sgd.
         max_grad_norm: gradients whose global norm is larger are scaled down to it; `None`: never.
         schedule: of the learning rate, `"linear"`, `"cosine"`, `"constant"` or `"wsd"` (warmup, stable, decay).
@@ -97,8 +112,11 @@ class TrainingArguments:
     log_to: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.log_to is not None:
-            object.__setattr__(self, "log_to", tuple(self.log_to))
+        """Refuse what makes no sense, before a model is loaded."""
+        for name, value in read_fields(type(self), vars(self)).items():
+            object.__setattr__(self, name, value)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
         if not self.output_dir:
             raise ValueError("output_dir must name a folder")
         positive = (
@@ -113,7 +131,10 @@ class TrainingArguments:
         for name in ("learning_rate", "weight_decay", "warmup_steps", "momentum", "early_stopping_threshold"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("adam_beta1", "adam_beta2", "warmup_ratio", "decay_ratio", "min_learning_rate_ratio"):
+        for name in ("adam_beta1", "adam_beta2", "warmup_ratio"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        for name in ("decay_ratio", "min_learning_rate_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         self._check_names()
@@ -126,6 +147,22 @@ class TrainingArguments:
                 raise UnsupportedError(f"{name}={value!r} is not supported; choose one of {', '.join(known)}")
 
     def _check_together(self) -> None:
+        for name, (setting, offered) in _APPLIES_TO.items():
+            chosen, value = getattr(self, setting), getattr(self, name)
+            if chosen not in offered and value != defaults(type(self))[name]:
+                raise ValueError(
+                    f"{name}={value} has no effect with {setting}={chosen!r}, only with {', '.join(offered)}; "
+                    "leave it out"
+                )
+        if self.max_steps is not None and self.num_train_epochs != 1:
+            raise ValueError(
+                f"give max_steps={self.max_steps} or num_train_epochs={self.num_train_epochs}, not both: "
+                "each says where the run ends"
+            )
+        if self.early_stopping_patience is not None and self.eval_steps is None:
+            raise ValueError("early_stopping_patience counts evaluations: set eval_steps, too")
+        if self.loss_config is not None and self.loss_config.reduction == "none":
+            raise ValueError("a model is trained on one number: loss_config must have reduction 'mean' or 'sum'")
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError("give warmup_steps or warmup_ratio, not both")
         if self.batch_size % self.gradient_accumulation_steps:
@@ -143,7 +180,11 @@ class TrainingArguments:
         Raises:
             ValueError: a name that is no field (the nearest one is named), or a value of the wrong type.
         """
-        values = dict(values)
-        if isinstance(values.get("loss_config"), Mapping):
-            values["loss_config"] = LossConfig.from_dict(values["loss_config"])
+        if "output_dir" not in values:
+            raise ValueError(f"{cls.__name__} needs output_dir, a folder for checkpoints, logs and the finished model")
         return cls(**read_fields(cls, values))
+
+
+def defaults(cls: type) -> dict[str, Any]:
+    """Return the defaults of a dataclass's fields."""
+    return {field.name: field.default for field in fields(cls)}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 
 from easydel.errors import UnsupportedError
-from easydel.hub.tokenizer import load_tokenizer
+from easydel.fields import read_fields, unknown_field
+from easydel.loss import LossConfig
 from easydel.sharding import AXIS_NAMES, create_mesh
 from easydel.training.arguments import TrainingArguments
 from easydel.training.data import DataConfig
-from easydel.training.fields import read_fields, unknown_field
+from easydel.training.model_section import ModelSection
 from easydel.training.trainer import Trainer, TrainingResult
+from easydel.training.yaml_files import read_yaml
 
 ARGUMENTS: dict[str, dict[str, str]] = {
     "optimizer": {
@@ -31,39 +34,8 @@ ARGUMENTS: dict[str, dict[str, str]] = {
 """Sections whose names stand for fields of `TrainingArguments`; the section `training` has the other fields' names."""
 SECTIONS = ("model", "mesh", "data", "loss", "training", *ARGUMENTS)
 LATER = ("quantization", "lora")
-
-
-@dataclass(frozen=True)
-class ModelSection:
-    """Which model.
-
-    Attributes:
-        name_or_path: directory or Hub id to load from; `None`: a fresh model of `model_type`.
-        model_type: of a fresh model, such as `"llama"`.
-        task: `"causal-lm"` or another task that the family offers.
-        dtype: computations are done in it.
-        param_dtype: parameters are stored, and updated, in it.
-        tokenizer: directory or Hub id; `None`: the model's.
-        revision: branch, tag or commit on the Hub.
-        config: fields of the model's config to set, such as `gradient_checkpointing: full`.
-        seed: of a fresh model.
-        allow_new: patterns of parameters that a checkpoint may lack, such as a new head's.
-    """
-
-    name_or_path: str | None = None
-    model_type: str | None = None
-    task: str = "causal-lm"
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-    tokenizer: str | None = None
-    revision: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    allow_new: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if (self.name_or_path is None) == (self.model_type is None):
-            raise ValueError("model: give name_or_path (to load a model) or model_type (to make a fresh one), not both")
+SIDES = ("train", "eval")
+"""Of the section `data`."""
 
 
 class eLargeModel:
@@ -79,18 +51,22 @@ class eLargeModel:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        unknown = [name for name in config if name not in (*SECTIONS, *LATER)]
-        problems = [unknown_field("the configuration", name, SECTIONS) for name in unknown]
+        problems = [unknown_field("the configuration", n, SECTIONS) for n in config if n not in (*SECTIONS, *LATER)]
+        for name, section in config.items():
+            if name in SECTIONS and not isinstance(section, Mapping | None):
+                problems.append(f"{name}: expected a mapping, got {section!r}")
         if problems:
             raise ValueError("\n".join(problems))
         for name in LATER:
             if config.get(name):
                 raise UnsupportedError(f"the section {name!r} is not supported yet; leave it out")
-        self.config = {name: _section(config, name) for name in config if name not in LATER}
-        self.model_section = ModelSection(**read_fields(ModelSection, self.config.get("model", {}), "model"))
-        self.arguments = _arguments(self.config)
-        self.train_data, self.eval_data = _data(self.config.get("data", {}))
-        self._mesh_dims = _mesh(self.config.get("mesh"))
+        self.config = {name: dict(section) for name, section in config.items() if section is not None}
+        self.model_section, self.arguments, (self.train_data, self.eval_data), self._mesh_dims = _all_of(
+            lambda: ModelSection(**read_fields(ModelSection, self.config.get("model", {}), "model")),
+            lambda: _arguments(self.config),
+            lambda: _data(self.config.get("data", {})),
+            lambda: _mesh(self.config.get("mesh", {})),
+        )
 
     @classmethod
     def from_yaml(cls, file: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
@@ -99,67 +75,25 @@ class eLargeModel:
         Raises:
             ValueError: the file is no YAML mapping; else as the constructor.
         """
-        import yaml
-
-        try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{file}: not YAML: {error}") from error
+        content = read_yaml(Path(file).read_text(encoding="utf-8"), str(file))
         if not isinstance(content, dict):
             raise ValueError(f"{file}: expected a mapping of sections ({', '.join(SECTIONS)}), got {content!r}")
         for name, value in (overrides or {}).items():
             *sections, last = name.split(".")
             target = content
             for section in sections:
-                target = target.setdefault(section, {})
+                if target.get(section) is None:
+                    target[section] = {}
+                target = target[section]
                 if not isinstance(target, dict):
-                    raise ValueError(f"{name}: {section} is no section")
+                    raise ValueError(f"{name}: {section} is no section but {target!r}")
             target[last] = value
         return cls(content)
 
     # ------------------------------------------------------------------ parts
     def build_model(self) -> Any:
-        """Load or make the model, on its mesh if there are several devices.
-
-        Raises:
-            CheckpointError: it cannot be loaded.
-            ShardingError: the mesh does not fit the devices or the rules.
-        """
-        from flax import nnx
-
-        from easydel.infra.auto import AutoEasyDeLConfig
-        from easydel.infra.registry import get_config_class, get_module_class
-
-        section, mesh = self.model_section, self.build_mesh()
-        options = {"dtype": section.dtype, "param_dtype": section.param_dtype}
-        if section.name_or_path is None:
-            config = get_config_class(str(section.model_type))(**section.config)
-            made = get_module_class(section.task, str(section.model_type))
-            rngs = nnx.Rngs(section.seed)
-            if mesh is None:
-                return made(config, **options, rngs=rngs)
-            return made.sharded_init(config, mesh, rngs=rngs, **options)
-        source = str(self.source)
-        model_type = AutoEasyDeLConfig.from_pretrained(source, revision=section.revision).model_type
-        return get_module_class(section.task, model_type).from_pretrained(
-            source,
-            mesh=mesh,
-            revision=section.revision,
-            allow_new=section.allow_new,
-            rngs=nnx.Rngs(section.seed),
-            **options,
-            **section.config,
-        )
-
-    @property
-    def source(self) -> str | None:
-        """Where the model is loaded from; `stdlib-4m` is the one that this package carries."""
-        from easydel.assets import embedded_model_path
-
-        name = self.model_section.name_or_path
-        if name == embedded_model_path().name and not Path(name).exists():
-            return str(embedded_model_path())
-        return name
+        """Load or make the model, on its mesh if there are several devices; see `ModelSection.build`."""
+        return self.model_section.build(self.build_mesh())
 
     def build_mesh(self) -> Any:
         """Return the mesh, `None` for a single device."""
@@ -168,15 +102,8 @@ class eLargeModel:
         return create_mesh(self._mesh_dims)
 
     def build_tokenizer(self) -> Any:
-        """Load the tokenizer.
-
-        Raises:
-            ValueError: a fresh model has none.
-        """
-        name = self.model_section.tokenizer or self.source
-        if name is None:
-            raise ValueError("model.tokenizer: a fresh model has no tokenizer of its own; name one")
-        return load_tokenizer(name)
+        """Load the tokenizer; see `ModelSection.build_tokenizer`."""
+        return self.model_section.build_tokenizer()
 
     def build_trainer(self, **options: Any) -> Trainer:
         """Make the trainer; `options` go to `Trainer` (callbacks, logs).
@@ -197,49 +124,71 @@ class eLargeModel:
         return self.build_trainer(**options).train()
 
 
-def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = config[name]
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name}: expected a mapping, got {value!r}")
-    return dict(value)
+def _all_of(*parts: Callable[[], Any]) -> list[Any]:
+    """Return what the parts make; what is wrong with any is told together."""
+    made, errors = [], []
+    for part in parts:
+        try:
+            made.append(part())
+        except ValueError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ValueError("\n".join(map(str, errors)))
+    return made
 
 
 def _arguments(config: Mapping[str, Any]) -> TrainingArguments:
-    values = dict(config.get("training", {}))
-    for name, names in ARGUMENTS.items():
-        for key, value in config.get(name, {}).items():
-            if key not in names:
-                raise ValueError(unknown_field(name, key, names))
-            if names[key] in config.get("training", {}):
-                raise ValueError(f"{name}.{key} and training.{names[key]} say the same thing; leave one out")
-            values[names[key]] = value
-    if "loss" in config:
-        values["loss_config"] = config["loss"]
+    names = {"training": {field.name: field.name for field in fields(TrainingArguments)}, **ARGUMENTS}
+
+    def read(section: str) -> dict[str, Any]:
+        if section != "loss":
+            return read_fields(TrainingArguments, config.get(section, {}), section, names[section])
+        return {"loss_config": LossConfig(**read_fields(LossConfig, config["loss"], "loss"))}
+
+    sections = [*names, "loss"] if "loss" in config else [*names]
+    values: dict[str, Any] = {}
+    for section, part in zip(sections, _all_of(*(functools.partial(read, name) for name in sections)), strict=True):
+        if twice := sorted(values.keys() & part.keys()):
+            raise ValueError(f"{section} and training.{', training.'.join(twice)} say the same thing; leave one out")
+        values |= part
     if "output_dir" not in values:
         raise ValueError("training.output_dir: name a folder for checkpoints, logs and the finished model")
-    return TrainingArguments.from_dict(values)
+    return TrainingArguments(**values)
 
 
 def _data(section: Mapping[str, Any]) -> tuple[DataConfig | None, DataConfig | None]:
     """Return the data of training and evaluation; what stands beside `train` and `eval` holds for both."""
-    shared = {name: value for name, value in section.items() if name not in ("train", "eval")}
-    made: list[DataConfig | None] = []
-    for side in ("train", "eval"):
-        own = section.get(side)
-        if own is None:
-            made.append(None)
-            continue
-        values = shared | ({"path": own} if isinstance(own, str | list) else dict(own))
-        made.append(DataConfig(**read_fields(DataConfig, values, f"data.{side}")))
-    return made[0], made[1]
+    known = [field.name for field in fields(DataConfig)]
+    problems = [unknown_field("data", n, (*SIDES, *known)) for n in section if n not in (*SIDES, *known)]
+    if problems:
+        raise ValueError("\n".join(problems))
+    shared = {name: value for name, value in section.items() if name not in SIDES}
+    return _data_of("train", section.get("train"), shared), _data_of("eval", section.get("eval"), shared)
 
 
-def _mesh(section: Mapping[str, Any] | None) -> tuple[int, ...] | None:
-    if not section:
+def _data_of(side: str, own: Any, shared: Mapping[str, Any]) -> DataConfig | None:
+    if own is None:
         return None
-    for name, size in section.items():
-        if name not in AXIS_NAMES:
-            raise ValueError(unknown_field("mesh", name, AXIS_NAMES))
-        if not isinstance(size, int) or isinstance(size, bool):
-            raise ValueError(f"mesh.{name}: expected a number of devices (one axis may be -1), got {size!r}")
-    return tuple(section.get(name, 1) for name in AXIS_NAMES)
+    if isinstance(own, str | list):
+        own = {"path": own}
+    if not isinstance(own, Mapping):
+        raise ValueError(f"data.{side}: expected a mapping, a file or a list of files, got {own!r}")
+    read = read_fields(DataConfig, {**shared, **own}, f"data.{side}")
+    try:
+        return DataConfig(**read)
+    except ValueError as error:
+        raise ValueError(f"data.{side}: {error}") from error
+
+
+def _mesh(section: Mapping[str, Any]) -> tuple[int, ...] | None:
+    problems = [unknown_field("mesh", name, AXIS_NAMES) for name in section if name not in AXIS_NAMES]
+    problems += [
+        f"mesh.{name}: expected a number of devices (one axis may be -1), got {size!r}"
+        for name, size in section.items()
+        if not isinstance(size, int) or isinstance(size, bool)
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return tuple(section.get(name, 1) for name in AXIS_NAMES) if section else None

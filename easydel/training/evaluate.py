@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -54,7 +55,7 @@ def evaluate(
         params: its parameters.
         other: its other state.
         batches: what the forward pass takes, and `labels`.
-        config: of the loss; `None`: the task's own.
+        config: of the loss; `None`: the task's own. Whatever its reduction, the result is a mean.
 
     Returns:
         `eval_loss` and the other metrics of the task's loss, means over all targets; `eval_tokens`, how many; of a
@@ -63,6 +64,8 @@ def evaluate(
     Raises:
         ValueError: no label counts.
     """
+    if config is not None:
+        config = replace(config, reduction="mean", loss_normalizing_factor=None)
     sums: dict[str, float] = {}
     tokens = 0
     for batch in batches:

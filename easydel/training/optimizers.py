@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import optax
 
-from easydel.errors import UnsupportedError
 from easydel.paths import flatten, nest
 from easydel.stacked import layer_paths
 
@@ -27,7 +26,7 @@ def make_schedule(arguments: TrainingArguments, total_steps: int | None) -> opta
     `min_learning_rate_ratio` of its height.
 
     Raises:
-        ValueError: the schedule needs the number of steps, or the warmup is as long as the run.
+        ValueError: the schedule needs the number of steps, or warmup or decay have no room in the run.
     """
     peak, warmup = arguments.learning_rate, arguments.warmup_steps
     low = peak * arguments.min_learning_rate_ratio
@@ -40,9 +39,13 @@ def make_schedule(arguments: TrainingArguments, total_steps: int | None) -> opta
         warmup = warmup or int(total_steps * arguments.warmup_ratio)
         if warmup >= total_steps:
             raise ValueError(f"a warmup of {warmup} steps is as long as the run of {total_steps}; shorten it")
-    rising = optax.linear_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
     left = (total_steps or 0) - warmup
-    falling = int(left * arguments.decay_ratio)
+    falling = round(left * arguments.decay_ratio)
+    if arguments.schedule == "wsd" and arguments.decay_ratio and not falling:
+        raise ValueError(
+            f"decay_ratio={arguments.decay_ratio} of the {left} steps after the warmup is not a single one; raise it"
+        )
+    rising = optax.linear_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
     then: list[tuple[optax.Schedule, int]] = {
         "constant": [(optax.constant_schedule(peak), 0)],
         "linear": [(optax.linear_schedule(peak, low, left), 0)],
@@ -61,16 +64,16 @@ def make_optimizer(arguments: TrainingArguments, schedule: optax.Schedule) -> op
         "adam": lambda: optax.adam(schedule, **betas, eps=arguments.adam_epsilon),
         "sgd": lambda: optax.sgd(schedule, momentum=arguments.momentum or None),
         "lion": lambda: optax.lion(schedule, **betas, **decay),
-        "adafactor": lambda: optax.adafactor(
-            schedule, weight_decay_rate=arguments.weight_decay or None, weight_decay_mask=is_matrix
-        ),
+        "adafactor": lambda: _adafactor(schedule, arguments.weight_decay),
     }
-    if arguments.optimizer not in made:
-        raise UnsupportedError(f"optimizer={arguments.optimizer!r} is not supported; choose one of {', '.join(made)}")
-    if arguments.weight_decay and arguments.optimizer in ("adam", "sgd"):
-        raise ValueError(f"weight_decay has no effect with optimizer={arguments.optimizer!r}; use adamw")
     clip = [optax.clip_by_global_norm(arguments.max_grad_norm)] if arguments.max_grad_norm else []
     return optax.chain(*clip, made[arguments.optimizer]())
+
+
+def _adafactor(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """Return Adafactor (arXiv:1804.04235) whose decay goes with the learning rate; optax's own does not."""
+    decay = [optax.add_decayed_weights(-weight_decay, is_matrix)] if weight_decay else []
+    return optax.chain(optax.adafactor(None), *decay, optax.scale_by_learning_rate(schedule, flip_sign=False))
 
 
 def is_matrix(params: Any) -> Any:

@@ -93,7 +93,7 @@ def train_source(data: Any, tokenizer: Any, batch_size: int, epochs: int | None)
             iterable of batches.
         tokenizer: for a `DataConfig`.
         batch_size: rows of a batch, for a `DataConfig`.
-        epochs: passes, for a `DataConfig` that names none.
+        epochs: passes, for a `DataConfig` that names none; `None`: without end.
 
     Raises:
         TypeError: it is none of these.
@@ -131,9 +131,9 @@ def eval_batches(data: Any, tokenizer: Any, batch_size: int) -> Iterator[Batch]:
 
 
 def count_batches(data: DataConfig, tokenizer: Any, batch_size: int, epochs: int) -> int:
-    """Count the batches of a `DataConfig` by making them all once."""
+    """Count the batches of a `DataConfig`: by making them all once, unless each record makes a row."""
     with make_loader(replace(data, epochs=data.epochs or epochs), _needed(tokenizer), batch_size=batch_size) as loader:
-        return sum(1 for _ in loader)
+        return sum(1 for _ in loader) if loader.batch_count is None else loader.batch_count
 
 
 def _needed(tokenizer: Any) -> Any:
@@ -146,6 +146,29 @@ def _share() -> dict[str, Any]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
+def check_rows(rows: int, mesh: Mesh | None) -> None:
+    """Refuse batches that the devices do not divide.
+
+    Args:
+        rows: of a batch, over all processes.
+        mesh: `None` for a single device.
+
+    Raises:
+        ShardingError: the devices do not divide the rows.
+    """
+    axes = () if mesh is None else _batch_axes(mesh)
+    parts = int(np.prod([mesh.shape[axis] for axis in axes])) if mesh is not None else 1
+    if rows % parts:
+        raise ShardingError(
+            f"a batch of {rows} rows cannot be split over {parts} devices ({'·'.join(axes)}): choose a batch size "
+            f"that is a multiple of {parts}, or another mesh"
+        )
+
+
+def _batch_axes(mesh: Mesh) -> tuple[str, ...]:
+    return tuple(axis for axis in ROLES["batch"] if axis in mesh.shape)
+
+
 def place_batch(batch: Mapping[str, Any], mesh: Mesh | None) -> dict[str, jax.Array]:
     """Put a batch on the devices: rows split over `dp` and `fsdp`, positions over `sp` where that divides them.
 
@@ -154,17 +177,11 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh | None) -> dict[str, jax.Ar
     """
     if mesh is None:
         return {name: jax.device_put(_as_stored(array)) for name, array in batch.items()}
-    axes = tuple(axis for axis in ROLES["batch"] if axis in mesh.shape)
-    parts = int(np.prod([mesh.shape[axis] for axis in axes]))
-    placed = {}
+    axes, placed = _batch_axes(mesh), {}
     for name, array in batch.items():
         stored = _as_stored(array)
         rows = stored.shape[0] * jax.process_count()
-        if rows % parts:
-            raise ShardingError(
-                f"a batch of {rows} rows cannot be split over {parts} devices ({'·'.join(axes)}): choose a batch size "
-                f"that is a multiple of {parts}, or another mesh"
-            )
+        check_rows(rows, mesh)
         spec = fit_spec(PartitionSpec(axes, *ROLES["sequence"][: stored.ndim - 1]), (rows, *stored.shape[1:]), mesh)
         placed[name] = jax.make_array_from_process_local_data(NamedSharding(mesh, spec), stored)
     return placed

@@ -30,7 +30,7 @@ class Tally:
         self.progress, self.meter = Progress(), Meter(0.0)
         self._say, self._means = say, Means()
         self._under_way: deque[tuple[int, Mapping[str, jax.Array]]] = deque()
-        self._is_compiled = False
+        self._is_compiled, self._since = False, False
 
     def push(self, tokens: int, metrics: Mapping[str, jax.Array]) -> None:
         """Note a step that has been begun; take in those before it."""
@@ -46,7 +46,7 @@ class Tally:
 
     def _take(self, tokens: int, metrics: Mapping[str, jax.Array]) -> None:
         told = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        finite = bool(told["is_finite"])
+        finite, self._since = bool(told["is_finite"]), True
         self.progress.note_step(finite)
         self.progress.tokens += tokens
         if self._is_compiled:
@@ -62,8 +62,13 @@ class Tally:
             f"({self.progress.skipped_in_a_row} in a row, {self.progress.skipped} in all)"
         )
 
+    @property
+    def has_news(self) -> bool:
+        """Whether there were steps since the last record."""
+        return self._since
+
     def record(self) -> Record:
         """Return the means since the last record, and the counts."""
-        progress = self.progress
+        progress, self._since = self.progress, False
         record: Record = {"step": progress.iteration} | self._means.take() | self.meter.read()
         return record | {"tokens": progress.tokens, "skipped_steps": progress.skipped, "seconds": progress.seconds}

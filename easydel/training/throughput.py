@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Dense matrix products in bfloat16, operations per second and chip, from the vendors' data sheets.
+# Dense matrix products in bfloat16 (float16 where there is none), operations per second and device as JAX counts them,
+# from the vendors' data sheets. Until v3, and again from v7 on, each half of a TPU chip is a device; JAX calls a v5p
+# "TPU v5". The first name found in a device's kind, as whole words, counts.
 PEAK_FLOPS = {
-    "h200": 989e12, "h100": 989e12, "a100": 312e12, "l40s": 362e12, "l4": 121e12, "v100": 125e12, "t4": 65e12,
-    "b200": 2250e12, "tpu v6": 918e12, "tpu v5p": 459e12, "tpu v5": 197e12, "tpu v4": 275e12, "tpu v3": 123e12,
+    "h100 pcie": 756e12, "h100 nvl": 835e12, "h200 nvl": 835e12, "h100": 989e12, "h200": 989e12, "gh200": 989e12,
+    "gb200": 2500e12, "b200": 2250e12, "a100": 312e12, "a10g": 70e12, "a10": 125e12, "a40": 150e12, "l40s": 362e12,
+    "l40": 181e12, "l4": 121e12, "v100": 125e12, "t4": 65e12,
+    "tpu v2": 23e12, "tpu v3": 61.5e12, "tpu v4 lite": 138e12, "tpu v4": 275e12, "tpu v5 lite": 197e12,
+    "tpu v5e": 197e12, "tpu v5p": 459e12, "tpu v5": 459e12, "tpu v6 lite": 918e12, "tpu v6e": 918e12,
+    "tpu7": 1153e12, "tpu7x": 1153e12,
 }  # fmt: skip
 
 
@@ -25,7 +32,7 @@ def peak_flops(device: Any | None = None) -> float:
     device = device or jax.local_devices()[0]
     kind = device.device_kind.lower()
     for name, flops in PEAK_FLOPS.items():
-        if name in kind:
+        if re.search(rf"\b{name}\b", kind):
             return flops
     size = 1024
     matrix = jax.device_put(jnp.ones((size, size), jnp.float32), device)
@@ -72,8 +79,8 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Return `tokens_per_second`, `mfu` (share of what all devices could do) and `memory_bytes`; start anew."""
         rate = self._tokens / max(time.perf_counter() - self._began, 1e-9)
-        self.restart()
         mfu = rate * self.flops_per_token / self.peak
+        self.restart()  # the first time the peak may have been measured meanwhile
         return {"tokens_per_second": rate, "mfu": mfu, "memory_bytes": memory_in_use()}
 
     @property

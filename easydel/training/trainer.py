@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 
 from easydel.checkpoints import Checkpoints
@@ -17,6 +18,7 @@ from easydel.infra.forward import check_token_range
 from easydel.infra.state_arrays import named_arrays, with_arrays
 from easydel.infra.state_files import describe
 from easydel.training.arguments import TrainingArguments
+from easydel.training.checks import check_batch, check_run
 from easydel.training.data import Batch, DataConfig, check_batch_fits
 from easydel.training.evaluate import evaluate
 from easydel.training.interrupts import Interrupts
@@ -28,6 +30,8 @@ from easydel.training.sources import count_batches, eval_batches, place_batch, t
 from easydel.training.step import StepSettings, TrainStep
 from easydel.training.tally import Tally
 
+ENDS = ("max_steps", "data", "early_stopping")
+"""Why a run has come to its end; any other reason only stops it, and the same command goes on."""
 Callback = Callable[["Trainer", Record], bool | None]
 
 
@@ -85,13 +89,16 @@ class Trainer:
         self.arguments, self.tokenizer, self.callbacks = arguments, tokenizer, tuple(callbacks)
         self.eval_data, self.directory = eval_data, Path(arguments.output_dir)
         self.mesh = model.mesh if model.is_sharded else None
+        check_run(arguments, train_data, eval_data, self.mesh)
         self.logs = Logs(chosen_logs(arguments, self.directory) if logs is None else logs)
         self._tally = Tally(self.logs.say)
         self._reads_text = isinstance(train_data, DataConfig)
-        self._source = train_source(train_data, tokenizer, arguments.batch_size, arguments.num_train_epochs)
+        epochs = arguments.num_train_epochs if arguments.max_steps is None else None
+        self._source = train_source(train_data, tokenizer, arguments.batch_size, epochs)
         self.total_steps = arguments.max_steps
-        if self.total_steps is None and arguments.schedule != "constant" and self._reads_text:
-            self.total_steps = count_batches(train_data, tokenizer, arguments.batch_size, arguments.num_train_epochs)
+        needs_end = optimizer is None and (arguments.schedule != "constant" or arguments.warmup_ratio)
+        if epochs is not None and needs_end and self._reads_text:
+            self.total_steps = count_batches(train_data, tokenizer, arguments.batch_size, epochs)
         schedule = None
         if optimizer is None:
             schedule = make_schedule(arguments, self.total_steps)
@@ -101,6 +108,7 @@ class Trainer:
         self._step = TrainStep(state, settings, keep=keep_model)
         self._about, self._model = describe(state), model
         self._last: Record = {}
+        self._evaluated: Record = {}
 
     @property
     def progress(self) -> Progress:
@@ -129,33 +137,44 @@ class Trainer:
         )
         with Interrupts() as interrupts, checkpoints:
             self._resume(checkpoints)
-            self.logs.start(self.progress.iteration, self.total_steps)
+            begun = self.progress.iteration
             try:
-                return self._finish(checkpoints, self._run(checkpoints, interrupts))
+                self.logs.start(begun, self.total_steps)
+                reason = self._run(checkpoints, interrupts)
+                if begun and begun == self.progress.iteration and reason in ENDS:
+                    self.logs.say(f"nothing left to do: this run has ended already, at step {begun} ({reason})")
+                return self._finish(checkpoints, reason)
             finally:
                 self.logs.close()
 
     def _run(self, checkpoints: Checkpoints, interrupts: Interrupts) -> str:
         """Do steps until there is a reason to stop; return it."""
         began, before = time.perf_counter(), self.progress.seconds
-        reason = ""
+        reason = self._end()
         while not reason:
-            if self.total_steps is not None and self.progress.iteration >= self.total_steps:
-                reason = "max_steps"
-                break
             batch = next(self._source, None)
             if batch is None:
                 reason = "data"
                 break
             if not self._tally.meter.flops_per_token:
-                self._begin(batch)
+                self._begin(check_batch(batch))
             self._tally.push(self._tokens(batch), self._step(place_batch(batch, self.mesh)))
             self.progress.seconds = before + time.perf_counter() - began
-            reason = self._after_step(checkpoints) or interrupts.received or ""
+            asked = self._after_step(checkpoints)
+            reason = self._end() or asked or interrupts.received or ""
             self.logs.advance(self.progress.iteration)
         self._tally.drain()
         self._stop_if_lost(checkpoints)
+        if self._tally.has_news:
+            self._write(self._tally.record())
         return reason
+
+    def _end(self) -> str:
+        """Say why the run has come to its end; empty if it has not."""
+        if self.total_steps is not None and self.progress.iteration >= self.total_steps:
+            return "max_steps"
+        patience = self.arguments.early_stopping_patience
+        return "early_stopping" if patience and self.progress.evaluations_without_better >= patience else ""
 
     def _begin(self, batch: Batch) -> None:
         """Look at the first batch: whether the model takes it, and what a token of it costs."""
@@ -170,10 +189,11 @@ class Trainer:
         if ids is not None:
             check_token_range(ids, getattr(self._model.config, "vocab_size", None))
         mask = batch.get("attention_mask")
-        return int((batch["labels"] if ids is None else ids).size if mask is None else mask.sum())
+        own = int((batch["labels"] if ids is None else ids).size if mask is None else mask.sum())
+        return own * jax.process_count()  # this process's share, taken for all: the others' masks are not here
 
     def _after_step(self, checkpoints: Checkpoints) -> str:
-        """Log, evaluate and save if it is time to; return a reason to stop."""
+        """Log, evaluate and save if it is time to; return `"callback"` if one asks to stop."""
         arguments, step = self.arguments, self.progress.iteration
 
         def is_due(every: int | None) -> bool:
@@ -187,14 +207,11 @@ class Trainer:
         metrics, improved = None, False
         if evaluates:
             metrics, improved = self._evaluate()
-            stops |= self._write({"step": step} | metrics)
+            stops |= self._write(self._evaluated)
         if improved or is_due(arguments.save_steps):
             self.save(checkpoints, metrics)
         if evaluates or is_due(arguments.save_steps):
             self._tally.meter.restart()
-        patience = arguments.early_stopping_patience
-        if patience is not None and self.progress.evaluations_without_better >= patience:
-            return "early_stopping"
         return "callback" if stops else ""
 
     def _stop_if_lost(self, checkpoints: Checkpoints) -> None:
@@ -243,12 +260,14 @@ class Trainer:
         better = self.progress.note_metric(
             metrics[name], lowest=self.arguments.lowest_is_best, threshold=self.arguments.early_stopping_threshold
         )
+        self._evaluated = {"step": self.progress.iteration} | metrics
         return metrics, better
 
     # ------------------------------------------------------------------ checkpoints
     def save(self, checkpoints: Checkpoints, metrics: Record | None = None) -> None:
         """Write a checkpoint of this moment in the background."""
         about = self._about | {"progress": self.progress.to_dict(), "data": self._source.get_state()}
+        about["evaluated"] = self._evaluated
         checkpoints.save(self.progress.iteration, named_arrays(self._step.state), about, metrics)
 
     def _resume(self, checkpoints: Checkpoints) -> None:
@@ -263,18 +282,19 @@ class Trainer:
         restored = checkpoints.restore(named_arrays(state))
         self._source.set_state(restored.metadata["data"])
         self._tally.progress = Progress(**restored.metadata["progress"])
+        self._evaluated = restored.metadata["evaluated"]
         self._step.restore(replace(state, **with_arrays(state, restored.arrays)), self.progress.iteration)
         self.logs.say(f"going on from step {self.progress.iteration} ({checkpoints.directory})")
 
     def _finish(self, checkpoints: Checkpoints, reason: str) -> TrainingResult:
-        done = reason in ("max_steps", "data", "early_stopping")
+        done = reason in ENDS
         step = self.progress.iteration
         if not step:
             raise TrainingError("the training data have no batch: fewer rows than batch_size, or none at all")
         metrics: Record | None = None
-        if done and self.eval_data is not None and "eval_loss" not in self._last:
+        if done and self.eval_data is not None and self._evaluated.get("step") != step:
             metrics, _ = self._evaluate()
-            self._write({"step": step} | metrics)
+            self._write(self._evaluated)
         if metrics is not None or step not in checkpoints.steps:
             self.save(checkpoints, metrics)
         checkpoints.wait()
@@ -287,7 +307,7 @@ class Trainer:
             self.save_model(self.directory / "model")
         elif not done:
             self.logs.say(f"stopped by {reason} at step {step}; the same command goes on from there")
-        return TrainingResult(self._step.state, self.progress, reason, self._last)
+        return TrainingResult(self._step.state, self.progress, reason, self._evaluated or self._last)
 
     def save_model(self, directory: str | Path) -> None:
         """Write the model (and the tokenizer) in the Hugging Face layout."""

@@ -53,7 +53,7 @@ def test_a_config_comes_of_a_mapping():
     fields = {"label_smoothing": 0.1, "token_chunk_size": "auto", "compute_dtype": "bfloat16"}
     assert LossConfig.from_dict(fields) == LossConfig(**fields)
     assert LossConfig.from_dict(dataclasses.asdict(LossConfig(**fields))) == LossConfig(**fields)
-    with pytest.raises(ValueError, match=r"no field 'label_smooting' \(nearest: label_smoothing.*it has loss_type"):
+    with pytest.raises(ValueError, match="no field 'label_smooting'; did you mean 'label_smoothing'"):
         LossConfig.from_dict({"label_smooting": 0.1})
     with pytest.raises(ValueError, match="label_smoothing must be in"):
         LossConfig.from_dict({"label_smoothing": 2})

@@ -243,6 +243,6 @@ def test_fields_out_of_range_are_refused(fields, error, message):
 
 
 def test_unknown_fields_are_named_with_the_nearest():
-    with pytest.raises(ValueError, match="no field 'sequence_lenght': did you mean 'sequence_length'"):
+    with pytest.raises(ValueError, match="no field 'sequence_lenght'; did you mean 'sequence_length'"):
         DataConfig.from_dict({"path": "a.txt", "sequence_lenght": 8})
     assert DataConfig.from_dict({"path": ["a.txt", "b.txt"], "seed": 3}) == DataConfig(path=("a.txt", "b.txt"), seed=3)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easydel.paths import nearest
+from easydel.fields import read_fields
 
 FORMATS = ("auto", "text", "jsonl", "chat", "prompt")
 TRUNCATIONS = (None, "split", "right", "error")
@@ -109,15 +109,9 @@ class DataConfig:
         """Make it from a mapping, such as a section of a YAML file.
 
         Raises:
-            ValueError: a name is no field; the nearest are named.
+            ValueError: a name is no field (the nearest one is named), or a value has the wrong type.
         """
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                near = nearest(str(name), known)
-                hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"known are {', '.join(known)}"
-                raise ValueError(f"DataConfig has no field {name!r}: {hint}")
-        return cls(**values)
+        return cls(**read_fields(cls, values))
 
     @property
     def reads_text(self) -> bool:

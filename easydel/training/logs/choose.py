@@ -20,12 +20,21 @@ _NEEDS = {"tensorboard": "tensorboardX", "png": "matplotlib"}
 
 
 def chosen_logs(arguments: TrainingArguments, directory: Path) -> list[Log]:
-    """Return the logs that the arguments name, all that can be had if they name none; only process 0 keeps any."""
+    """Return the logs that the arguments name, all that can be had if they name none; only process 0 keeps any.
+
+    Raises:
+        ImportError: a log was asked for by name whose package is missing.
+    """
     if jax.process_index():
         return []
     names = arguments.log_to
     if names is None:
         names = tuple(name for name in LOGS if name not in _NEEDS or find_spec(_NEEDS[name]))
+    for name in names:
+        if name in _NEEDS and find_spec(_NEEDS[name]) is None:  # now, and not when the run ends
+            raise ImportError(
+                f"the log {name!r} needs {_NEEDS[name]}: pip install 'easydel-base[train]', or leave it out of log_to"
+            )
     file = directory / "log.jsonl"
     made: dict[str, Log] = {}
     if "console" in names:

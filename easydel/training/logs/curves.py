@@ -35,7 +35,8 @@ def draw_curves(records: Sequence[Record], picture: Path, title: str = "") -> No
             above.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=4)
     above.set_title(title)
     above.set_ylabel("loss (nats per token)")
-    above.legend()
+    if above.lines:
+        above.legend()
     above.grid(alpha=0.3)
     rates = [(record["step"], record["learning_rate"]) for record in records if "learning_rate" in record]
     if rates:

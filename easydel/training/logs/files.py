@@ -37,14 +37,13 @@ class JsonLog(NoDisplay):
         self.file.parent.mkdir(parents=True, exist_ok=True)
         kept = [record for record in read_log(self.file) if record["step"] <= step] if step else []
         new = self.file.with_suffix(".new")
-        new.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        new.write_text("".join(map(_line, kept)), encoding="utf-8")
         os.replace(new, self.file)
         self._open = self.file.open("a", encoding="utf-8", buffering=1)
 
     def write(self, record: Record) -> None:
         """Append a line; what is not finite stands there as text, which every JSON reader takes."""
-        written = {name: value if math.isfinite(value) else str(value) for name, value in record.items()}
-        self._open.write(json.dumps(written) + "\n")
+        self._open.write(_line(record))
 
     def close(self) -> None:
         """Close the file."""
@@ -53,16 +52,28 @@ class JsonLog(NoDisplay):
             self._open = None
 
 
+def _line(record: Record) -> str:
+    written = {name: value if math.isfinite(value) else str(value) for name, value in record.items()}
+    return json.dumps(written) + "\n"
+
+
 def read_log(file: Path) -> list[Record]:
-    """Return the records of a log; a last line that was cut off is left out."""
+    """Return the records of a log; a last line that was cut off is left out.
+
+    Raises:
+        ValueError: another line is no JSON.
+    """
     if not file.exists():
         return []
     records = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+        except json.JSONDecodeError as error:
+            if not line.endswith("\n"):
+                break  # the process ended while it was written
+            raise ValueError(f"{file}:{number}: not a line of a log: {error}") from error
         records.append({n: float(v) if isinstance(v, str) else v for n, v in record.items()})
     return records
 
@@ -90,7 +101,7 @@ class TensorBoardLog(NoDisplay):
 
     def start(self, step: int, total: int | None) -> None:
         """Begin a file; TensorBoard then hides what older ones hold of later steps."""
-        self._writer = self._writer_class(str(self.directory), purge_step=step + 1 if step else None)
+        self._writer = self._writer_class(str(self.directory), purge_step=step + 1)
 
     def write(self, record: Record) -> None:
         """Add a number for each name."""

@@ -1,0 +1,125 @@
+"""Which model a run trains: loaded or fresh, on a mesh, with its tokenizer."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from easydel.errors import UnsupportedError
+from easydel.hub.tokenizer import load_tokenizer
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """Which model.
+
+    Attributes:
+        name_or_path: directory or Hub id to load from, or `stdlib-4m`, the model that this package carries; `None`: a
+            fresh model of `model_type`.
+        model_type: of a fresh model, such as `"llama"`.
+        task: `"causal-lm"` or another task that the family offers.
+        dtype: computations are done in it.
+        param_dtype: parameters are stored, and updated, in it.
+        tokenizer: directory or Hub id; `None`: the model's.
+        revision: branch, tag or commit on the Hub, of the model and its own tokenizer.
+        config: fields of the model's config to set, such as `gradient_checkpointing: full`.
+        seed: of what is not loaded: a fresh model, or a new head.
+        allow_new: patterns of parameters that a checkpoint may lack, such as a new head's.
+
+    Raises:
+        ValueError: not exactly one of `name_or_path` and `model_type` is given, or a field is of the other one's.
+        UnsupportedError: an unknown dtype.
+    """
+
+    name_or_path: str | None = None
+    model_type: str | None = None
+    task: str = "causal-lm"
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    tokenizer: str | None = None
+    revision: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    allow_new: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.name_or_path is None) == (self.model_type is None):
+            raise ValueError("model: give name_or_path (to load a model) or model_type (to make a fresh one), not both")
+        for name in ("dtype", "param_dtype"):
+            if (value := getattr(self, name)) not in DTYPES:
+                raise UnsupportedError(f"model.{name}={value!r} is not supported; choose one of {', '.join(DTYPES)}")
+        for name in ("revision", "allow_new"):
+            if self.model_type is not None and getattr(self, name):
+                raise ValueError(f"model.{name} is of a model that is loaded (name_or_path), not of a fresh one")
+
+    @property
+    def source(self) -> str | None:
+        """Where the model is loaded from; `None` for a fresh one."""
+        from easydel.assets import embedded_model_path
+
+        name = self.name_or_path
+        if name == embedded_model_path().name and not Path(name).exists():
+            return str(embedded_model_path())
+        return name
+
+    def build(self, mesh: Any) -> Any:
+        """Load or make the model.
+
+        Args:
+            mesh: where its parameters lie; `None`: on a single device.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+            ShardingError: the mesh does not fit the rules.
+            ValueError: `config` has a field that the model's config has not.
+            UnsupportedError: an unknown model type, or a task that it does not offer.
+        """
+        from flax import nnx
+
+        from easydel.infra.registry import get_module_class
+
+        config = self._model_config()
+        made = get_module_class(self.task, config.model_type)
+        options = {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": nnx.Rngs(self.seed)}
+        if self.source is not None:
+            loading = {"mesh": mesh, "revision": self.revision, "allow_new": self.allow_new}
+            return made.from_pretrained(self.source, **loading, **options, **self.config)
+        return made(config, **options) if mesh is None else made.sharded_init(config, mesh, **options)
+
+    def _model_config(self) -> Any:
+        from easydel.infra.auto import AutoEasyDeLConfig
+        from easydel.infra.base_module import EasyDeLBaseModule
+        from easydel.infra.registry import get_config_class
+
+        taken = {
+            *inspect.signature(EasyDeLBaseModule.from_pretrained).parameters,
+            *(each.name for each in fields(self)),
+        }
+        if clash := sorted(taken & self.config.keys()):
+            raise ValueError(f"model.config: {', '.join(clash)} is no field of a model's config; see the sections' own")
+        try:
+            if self.source is not None:
+                return AutoEasyDeLConfig.from_pretrained(self.source, revision=self.revision, **self.config)
+            config_class: Any = get_config_class(str(self.model_type))
+            config, unused = config_class.from_dict({}, return_unused_kwargs=True, **self.config)
+        except TypeError as error:  # an unknown field, or a value of the wrong type
+            raise ValueError(f"model.config: {error}") from error
+        if unused:
+            raise ValueError(f"model.config: {config_class.__name__} has no field {', '.join(map(repr, unused))}")
+        return config
+
+    def build_tokenizer(self) -> Any:
+        """Load the tokenizer.
+
+        Raises:
+            ValueError: a fresh model has none, or there is none.
+        """
+        if self.tokenizer is not None:
+            return load_tokenizer(self.tokenizer)
+        if self.source is None:
+            raise ValueError("model.tokenizer: a fresh model has no tokenizer of its own; name one")
+        return load_tokenizer(self.source, self.revision)
