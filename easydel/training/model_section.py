@@ -24,7 +24,7 @@ class ModelSection:
         task: `"causal-lm"` or another task that the family offers.
         dtype: computations are done in it.
         param_dtype: parameters are stored, and updated, in it.
-        tokenizer: directory or Hub id; `None`: the model's.
+        tokenizer: directory, Hub id or `stdlib-4m`; `None`: the model's.
         revision: branch, tag or commit on the Hub, of the model and its own tokenizer.
         config: fields of the model's config to set, such as `gradient_checkpointing: full`.
         seed: of what is not loaded: a fresh model, or a new head.
@@ -59,12 +59,7 @@ class ModelSection:
     @property
     def source(self) -> str | None:
         """Where the model is loaded from; `None` for a fresh one."""
-        from easydel.assets import embedded_model_path
-
-        name = self.name_or_path
-        if name == embedded_model_path().name and not Path(name).exists():
-            return str(embedded_model_path())
-        return name
+        return None if self.name_or_path is None else _place(self.name_or_path)
 
     def build(self, mesh: Any) -> Any:
         """Load or make the model.
@@ -119,7 +114,15 @@ class ModelSection:
             ValueError: a fresh model has none, or there is none.
         """
         if self.tokenizer is not None:
-            return load_tokenizer(self.tokenizer)
+            return load_tokenizer(_place(self.tokenizer))
         if self.source is None:
             raise ValueError("model.tokenizer: a fresh model has no tokenizer of its own; name one")
         return load_tokenizer(self.source, self.revision)
+
+
+def _place(name: str) -> str:
+    """Return a directory or Hub id; the embedded model's name is that of its directory, unless there is one here."""
+    from easydel.assets import embedded_model_path
+
+    embedded = embedded_model_path()
+    return str(embedded) if name == embedded.name and not Path(name).exists() else name

@@ -10,6 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from easydel.sharding.explain_text import bytes_text
 from easydel.training.logs.sinks import Record
 
+WIDE = 110
+"""Columns of a terminal that has room for a bar beside the numbers."""
+
 
 class ConsoleLog:
     """Shows progress.
@@ -28,11 +31,9 @@ class ConsoleLog:
         """Show the bar, if this is a terminal."""
         self._total = total
         if self.console.is_terminal:
-            columns = (
-                TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"),
-                TimeRemainingColumn(compact=True),
-            )  # fmt: skip
-            self._progress = Progress(*columns, console=self.console)
+            bar = [BarColumn(bar_width=20)] if self.console.width >= WIDE else []
+            numbers = (TextColumn("{task.description}"), TimeRemainingColumn(compact=True))
+            self._progress = Progress(TextColumn("step"), MofNCompleteColumn(), *bar, *numbers, console=self.console)
             self._task = self._progress.add_task("compiling", total=total, completed=step)
             self._progress.start()
 
