@@ -257,19 +257,36 @@ class TestChatRun:
         assert read_log(tmp_path / "log.jsonl") == log  # nothing is told twice
 
 
-def test_the_embedded_model_learns_a_text(tmp_path):
-    """All defaults but the size: eight devices, no mesh section, no data's end."""
+@pytest.fixture
+def text_run(tmp_path):
+    """All defaults but the size: no mesh section, so all eight devices."""
     (tmp_path / "a.txt").write_text("".join(f"def answer_{n}():\n    return {n}\n" for n in range(60)))
-    made = eLargeModel(
-        described(
-            data={"train": {"path": str(tmp_path / "*.txt"), "sequence_length": 32}},
-            optimizer={"learning_rate": 1e-3},
-            training={"output_dir": str(tmp_path / "out"), "max_steps": 12, "batch_size": 8, "save_model": False},
-            logging={"to": ["jsonl"], "steps": 4},
+
+    def make(name="out", **training):
+        return eLargeModel(
+            described(
+                model=FRESH,
+                data={"train": {"path": str(tmp_path / "*.txt"), "sequence_length": 32}},
+                optimizer={"learning_rate": 1e-2},
+                training={"output_dir": str(tmp_path / name), "batch_size": 8, "save_model": False} | training,
+                logging={"to": ["jsonl"], "steps": 2},
+            )
         )
-    )
-    result = made.train()
-    losses = [record["loss"] for record in read_log(tmp_path / "out" / "log.jsonl")]
-    assert result.progress.iteration == 12  # more than one pass over so little text
-    assert losses[-1] < 0.6 * losses[0]
+
+    return make
+
+
+def test_steps_go_through_the_data_as_often_as_they_need(text_run, tmp_path):
+    result = text_run("steps", max_steps=12).train()
+    assert (result.reason, result.progress.iteration) == ("max_steps", 12)
     assert dict(result.model.mesh.shape)["fsdp"] == 8
+    losses = [record["loss"] for record in read_log(tmp_path / "steps" / "log.jsonl")]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_epochs_end_where_the_data_do(text_run):
+    once, twice = (text_run(f"epochs{n}", num_train_epochs=n).build_trainer() for n in (1, 2))
+    assert 2 * once.total_steps <= twice.total_steps <= 2 * once.total_steps + 1  # rows left over are not lost
+    result = once.train()
+    assert (result.reason, result.progress.iteration) == ("max_steps", once.total_steps)
+    assert next(once._source, None) is None

@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 
-from easydel import LlamaForCausalLM, TrainingError
+from easydel import LlamaForCausalLM, LossConfig, TrainingError
 from easydel.checkpoints import CheckpointError, Checkpoints
 from easydel.errors import ShardingError
 from easydel.sharding import create_mesh
@@ -180,6 +180,34 @@ class TestEvaluation:
         assert len(losses) < 30
         assert min(losses[:-2]) == min(losses)
         assert run.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
+
+    def test_stopped_early_it_stays_so(self, tmp_path):
+        fields = dict(
+            eval_data=self.EVAL,
+            eval_steps=1,
+            early_stopping_patience=2,
+            early_stopping_threshold=100.0,
+            save_steps=None,
+        )
+        first = trainer(tmp_path, **fields).train()
+        assert (first.reason, first.progress.iteration) == ("early_stopping", 3)  # nothing is better by so much
+        again = trainer(tmp_path, **fields).train()
+        assert (again.reason, again.progress.iteration) == ("early_stopping", 3)
+        assert again.metrics == first.metrics
+
+    def test_the_end_is_measured_even_right_after_another_evaluation(self, tmp_path):
+        result = trainer(tmp_path, eval_data=self.EVAL, eval_steps=3, log_steps=50).train()
+        assert result.metrics["step"] == 8
+        records = [(r["step"], "loss" in r) for r in read_log(tmp_path / "log.jsonl")]
+        assert records == [(3, False), (6, False), (8, True), (8, False)]
+
+    def test_a_sum_is_learned_but_a_mean_is_told(self, tmp_path):
+        losses = []
+        for reduction in ("mean", "sum"):
+            config = LossConfig(reduction=reduction)
+            run = trainer(tmp_path / reduction, eval_data=self.EVAL, eval_steps=1, loss_config=config)
+            losses.append(run.evaluate()["eval_loss"])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
     def test_without_data_or_the_metric_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="no eval_data"):
