@@ -86,6 +86,8 @@ class ModelSection:
         return made(config, **options) if mesh is None else made.sharded_init(config, mesh, **options)
 
     def _model_config(self) -> Any:
+        from huggingface_hub.errors import StrictDataclassError
+
         from easydel.infra.auto import AutoEasyDeLConfig
         from easydel.infra.base_module import EasyDeLBaseModule
         from easydel.infra.registry import get_config_class
@@ -101,7 +103,7 @@ class ModelSection:
                 return AutoEasyDeLConfig.from_pretrained(self.source, revision=self.revision, **self.config)
             config_class: Any = get_config_class(str(self.model_type))
             config, unused = config_class.from_dict({}, return_unused_kwargs=True, **self.config)
-        except TypeError as error:  # an unknown field, or a value of the wrong type
+        except (TypeError, StrictDataclassError) as error:  # an unknown field, or a value of the wrong type
             raise ValueError(f"model.config: {error}") from error
         if unused:
             raise ValueError(f"model.config: {config_class.__name__} has no field {', '.join(map(repr, unused))}")

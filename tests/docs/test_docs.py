@@ -111,7 +111,7 @@ def test_no_block_is_overlooked(page):
     """Every fence stands at the left margin, is closed and names a language this test knows."""
     text = page.read_text(encoding="utf-8")
     assert text.count("```") == 2 * len(FENCE.findall(text))
-    assert {fence["language"] for fence in FENCE.finditer(text)} <= {"", "python", "text", "bash", "json"}
+    assert {fence["language"] for fence in FENCE.finditer(text)} <= {"", "python", "text", "bash", "json", "yaml"}
     assert text.count("```python") == len(blocks(page))
     assert text.count("<!-- not run") == sum(bool(block.skipped) for block in blocks(page))
 

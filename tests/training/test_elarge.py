@@ -124,6 +124,7 @@ def test_a_file_and_what_is_set_beside_it(tmp_path):
     ("model", "error", "message"),
     [
         (FRESH | {"config": {"hiden_size": 8}}, ValueError, "model.config: LlamaConfig has no field 'hiden_size'"),
+        (FRESH | {"config": {"hidden_size": "big"}}, ValueError, r"(?s)model\.config: .*hidden_size"),
         (FRESH | {"config": {"dtype": "bfloat16"}}, ValueError, "model.config: dtype is no field"),
         (FRESH | {"model_type": "lama"}, UnsupportedError, "lama"),
         (FRESH | {"task": "speech-seq2seq"}, UnsupportedError, "speech-seq2seq"),
