@@ -1,4 +1,4 @@
-"""`easydel train`: one command that checks, trains, goes on and says when there is nothing left to do."""
+"""`easydel train`: one command that checks, trains and goes on."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from easydel.assets import embedded_text_path
 from easydel.cli.app import app
 from easydel.cli.train import read_setting
 from easydel.training import Trainer
 from easydel.training.logs import read_log
+from tests.compiled import compiled_once
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "finetune.yaml"
 FRESH = {
@@ -27,6 +29,12 @@ FRESH = {
 
 def train(*arguments):
     return CliRunner().invoke(app, ["train", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 @pytest.fixture
@@ -45,7 +53,7 @@ def config(tmp_path):
     return write
 
 
-def test_trains_goes_on_and_is_done(config, tmp_path):
+def test_trains_and_goes_on(config, tmp_path):
     file = config()
     first = train(file, "--set", "training.max_steps=2", "--set", "schedule.name=constant")
     assert first.exit_code == 0, first.output
@@ -57,9 +65,6 @@ def test_trains_goes_on_and_is_done(config, tmp_path):
     assert "going on from step 2" in second.stderr
     assert "max_steps: 4 steps, 512 tokens" in second.stderr
     assert [record["step"] for record in read_log(tmp_path / "out" / "log.jsonl")] == [1, 2, 3, 4]
-    third = train(file, "--set", "schedule.name=constant")
-    assert third.exit_code == 0
-    assert "nothing left to do: this run has ended already, at step 4 (max_steps)" in third.stderr
     assert (tmp_path / "out" / "model" / "model.safetensors").exists()
 
 
@@ -89,18 +94,14 @@ def test_a_signal_saves_and_its_number_is_the_exit_code(config, tmp_path, monkey
 @pytest.mark.parametrize(
     ("sections", "settings", "said"),
     [
-        ({"modle": {}}, [], "no field 'modle'; did you mean 'model'"),
         ({}, ["training.max_steps=many"], "training.max_steps: expected int or null, got 'many'"),
         ({}, ["max_steps"], "--set 'max_steps': expected SECTION.NAME=VALUE"),
         ({}, ["training.max_steps=[1"], "--set training.max_steps:1: not YAML"),
         ({}, ["data.train.path=nowhere/*.txt"], "nowhere/*.txt"),
-        ({}, ["model.config.hiden_size=8"], "has no field 'hiden_size'"),
         ({}, ["mesh.tp=3"], "needs 3 devices, but 8 are here"),
-        ({}, ["training.batch_size=3"], "3 rows cannot be split over 8 devices"),
         ({}, ["training.frozen=nothing_like_it"], "nothing_like_it"),
         ({}, ["training.eval_steps=2"], "eval_steps: there are no evaluation data"),
         ({"data": {"train": {"path": "{folder}/bad.jsonl"}}}, [], "bad.jsonl:1"),
-        ({"lora": {"rank": 8}}, [], "'lora' is not supported yet"),
     ],
 )
 def test_what_a_user_can_mend_is_told_without_a_traceback(config, tmp_path, sections, settings, said):
@@ -123,13 +124,12 @@ def test_settings_are_yaml():
     assert read_setting("a=") == ("a", None)
 
 
+@pytest.mark.slow
 def test_the_example_learns(tmp_path):
+    """As it stands, but for the folder and a text that does not change with the documents."""
     out = tmp_path / "out"
-    result = train(
-        EXAMPLE, "--set", f"training.output_dir={out}", "--set", "training.max_steps=8", "--set",
-        f"data.train.path={EXAMPLE.parents[1] / 'CONTRIBUTING.md'}", "--set", "data.sequence_length=32",
-    )  # fmt: skip
+    result = train(EXAMPLE, "--set", f"training.output_dir={out}", "--set", f"data.train.path={embedded_text_path()}")
     assert result.exit_code == 0, result.output
     losses = [record["loss"] for record in read_log(out / "log.jsonl")]
-    assert losses[-1] < losses[0]
-    assert {"checkpoints", "log.jsonl", "curves.png", "tensorboard", "model"} <= {file.name for file in out.iterdir()}
+    assert losses[-1] < 0.8 * losses[0]
+    assert {file.name for file in out.iterdir()} == {"checkpoints", "log.jsonl", "curves.png", "tensorboard", "model"}

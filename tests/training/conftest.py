@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import json
 
-import jax
 import pytest
 
 from easydel.assets import embedded_model_path
 from easydel.cli.text import load_tokenizer
-
-CACHE = {
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
+from tests.compiled import compiled_once
 
 
 @pytest.fixture(scope="package", autouse=True)
 def compiled(tmp_path_factory):
     """JAX's persistent cache, in a folder of its own: runs of the same shape are compiled once; returns the folder."""
-    before = {name: getattr(jax.config, name) for name in (*CACHE, "jax_compilation_cache_dir")}
-    folder = tmp_path_factory.mktemp("compiled")
-    for name, value in (CACHE | {"jax_compilation_cache_dir": str(folder)}).items():
-        jax.config.update(name, value)
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
+    with compiled_once(tmp_path_factory.mktemp("compiled")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

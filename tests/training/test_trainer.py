@@ -8,8 +8,9 @@ import signal
 
 import numpy as np
 import pytest
+from flax import nnx
 
-from easydel import LlamaForCausalLM, LossConfig, TrainingError
+from easydel import DataConfig, LlamaForCausalLM, LossConfig, TrainingError
 from easydel.checkpoints import CheckpointError, Checkpoints
 from easydel.errors import ShardingError
 from easydel.sharding import create_mesh
@@ -214,6 +215,63 @@ class TestEvaluation:
             trainer(tmp_path).evaluate()
         with pytest.raises(ValueError, match=r"best_metric='bleu' is none of the evaluation's: .*eval_loss"):
             trainer(tmp_path, eval_data=self.EVAL, eval_steps=1, best_metric="bleu").train()
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    return numbers(TestFieldsHaveAnEffect.run(tmp_path_factory.mktemp("two")).state)
+
+
+class TestFieldsHaveAnEffect:
+    """Those that no other test of this file changes."""
+
+    @staticmethod
+    def run(folder, **fields):
+        usual = dict(max_steps=2, warmup_steps=0, save_steps=None)
+        return trainer(folder, **usual | fields).train()
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"seed": 1},
+            {"loss_config": LossConfig(z_loss_coefficient=0.1)},
+        ],
+        ids=lambda fields: next(iter(fields)),
+    )
+    def test_on_what_is_learned(self, two_steps, tmp_path, fields):
+        assert numbers(self.run(tmp_path, **fields).state) != two_steps
+
+    def test_on_what_is_trained(self, tmp_path):
+        result = self.run(tmp_path, trainable="lm_head")
+        before, after = tiny_llama().params, result.state.params
+        np.testing.assert_array_equal(before["model"]["norm"]["scale"], after["model"]["norm"]["scale"])
+        assert (before["lm_head"]["kernel"] != after["lm_head"]["kernel"]).any()
+
+    def test_on_what_is_kept(self, tmp_path):
+        fields = dict(eval_data=(batch_of(100),), max_steps=4, eval_steps=1, save_steps=1, save_total_limit=1)
+        fields |= dict(best_metric="eval_loss", lowest_is_best=False, learning_rate=0.1, schedule="constant")
+        self.run(tmp_path, **fields)
+        losses = {r["step"]: r["eval_loss"] for r in read_log(tmp_path / "log.jsonl") if "eval_loss" in r}
+        worst = max(losses, key=losses.get)
+        with Checkpoints(tmp_path / "checkpoints", best_metric="eval_loss", lowest_is_best=False) as kept:
+            assert kept.best_step == worst
+            assert kept.steps == sorted({worst, 4})
+
+    def test_on_how_much_is_evaluated_at_once(self, tmp_path, tokenizer):
+        (tmp_path / "a.txt").write_text("x = 1\n" * 40)
+        data = DataConfig(str(tmp_path / "a.txt"), sequence_length=12)
+        model = tiny_llama(vocab_size=4096)
+        shapes = set()
+        forward = type(model).compute_loss
+
+        class Spied(type(model)):
+            def compute_loss(self, *, labels, **inputs):
+                shapes.add(labels.shape)
+                return forward(self, labels=labels, **inputs)
+
+        made = arguments(tmp_path, eval_batch_size=3)
+        Trainer(Spied(model.config, rngs=nnx.Rngs(0)), made, data, data, tokenizer=tokenizer).evaluate()
+        assert shapes == {(3, 12)}
 
 
 class TestRefusals:
