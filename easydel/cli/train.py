@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from rich.console import Console
 
 from easydel.training import eLargeModel
-from easydel.training.interrupts import SIGNALS
 from easydel.training.yaml_files import read_yaml
 
 
@@ -17,7 +17,7 @@ def run_train(file: Path, settings: Sequence[str], *, check: bool) -> int:
     """Train, or only say what would be trained.
 
     Returns:
-        The exit code: 0, or 128 and the number of the signal that stopped the run.
+        The exit code: 0, also after SIGTERM, which is how a scheduler asks a run to save and make room; after Ctrl-C 130.
     """
     console = Console(stderr=True, highlight=False)
     trainer = eLargeModel.from_yaml(file, dict(map(read_setting, settings))).build_trainer()
@@ -34,7 +34,7 @@ def run_train(file: Path, settings: Sequence[str], *, check: bool) -> int:
         f"{result.reason}: {progress.iteration:,} steps, {progress.tokens:,} tokens in {progress.seconds:.0f} s"
         + (f", {progress.skipped} skipped" if progress.skipped else "")
     )
-    return next((128 + number for number in SIGNALS if number.name == result.reason), 0)
+    return 130 if result.reason == signal.SIGINT.name else 0
 
 
 def read_setting(text: str) -> tuple[str, Any]:

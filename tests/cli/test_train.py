@@ -75,8 +75,9 @@ def test_check_loads_everything_and_writes_nothing(config, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_signal_saves_and_its_number_is_the_exit_code(config, tmp_path, monkeypatch):
-    write, number = Trainer._write, signal.SIGTERM
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_the_run(config, tmp_path, monkeypatch, number, code):
+    write = Trainer._write
 
     def send(self, record):
         if record["step"] == 1:
@@ -85,7 +86,7 @@ def test_a_signal_saves_and_its_number_is_the_exit_code(config, tmp_path, monkey
 
     monkeypatch.setattr(Trainer, "_write", send)
     result = train(config())
-    assert result.exit_code == 128 + number, result.output
+    assert result.exit_code == code, result.output
     assert f"stopped by {number.name} at step 1; the same command goes on from there" in result.stderr
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir() if path.name.isdigit()] == ["1"]
     assert not (tmp_path / "out" / "model").exists()
