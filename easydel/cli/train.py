@@ -17,7 +17,7 @@ def run_train(file: Path, settings: Sequence[str], *, check: bool) -> int:
     """Train, or only say what would be trained.
 
     Returns:
-        The exit code: 0, also after SIGTERM, which is how a scheduler asks a run to save and make room; 130 after Ctrl-C.
+        The exit code: 0, also after SIGTERM, by which a scheduler asks a run to save and make room; 130 after Ctrl-C.
     """
     console = Console(stderr=True, highlight=False)
     trainer = eLargeModel.from_yaml(file, dict(map(read_setting, settings))).build_trainer()
