@@ -8,5 +8,18 @@ compiled for a CPU.
 from easydel.native.few_rows import Slice, few_rows, kernels_are_sliced, serves_few_rows
 from easydel.native.grouped import grouped, serves_grouped
 from easydel.native.library import is_available
+from easydel.native.quantized import dequantized, integer_rows, quantized_rows, serves_quantized_rows
 
-__all__ = ["Slice", "few_rows", "grouped", "is_available", "kernels_are_sliced", "serves_few_rows", "serves_grouped"]
+__all__ = [
+    "Slice",
+    "dequantized",
+    "few_rows",
+    "grouped",
+    "integer_rows",
+    "is_available",
+    "kernels_are_sliced",
+    "quantized_rows",
+    "serves_few_rows",
+    "serves_grouped",
+    "serves_quantized_rows",
+]

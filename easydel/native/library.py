@@ -11,7 +11,14 @@ import jax
 
 from easydel.native.build import LIBRARY
 
-TARGETS = ("easydel_few_rows", "easydel_grouped", "easydel_grouped_outer")
+TARGETS = (
+    "easydel_few_rows",
+    "easydel_grouped",
+    "easydel_grouped_outer",
+    "easydel_quantized_rows",
+    "easydel_integer_rows",
+    "easydel_dequantize",
+)
 
 
 @functools.cache
@@ -31,3 +38,13 @@ def is_available() -> bool:
         )
         return False
     return True
+
+
+def serves_quantized() -> bool:
+    """Whether there are kernels for quantized weights: they are made of AVX2, which not all processors have."""
+    return is_available() and _has_avx2()
+
+
+@functools.cache
+def _has_avx2() -> bool:
+    return bool(ctypes.CDLL(str(LIBRARY)).easydel_serves_quantized())

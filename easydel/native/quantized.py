@@ -1,0 +1,168 @@
+"""Products with quantized weights: a few rows at the speed at which memory gives the codes.
+
+The layout of the weights of a layer `in → out`, transposed as torch has them:
+
+- `int8`: codes int8 `[out, in]`, value = code * scale;
+- `nf4`, `int4`: codes uint8 `[out, ceil(in / 2)]`, the even input in the high nibble; value = NF4[code] * scale, or
+  the nibble in two's complement * scale;
+- scales float32 `[out, ceil(in / group_size)]`; the last group may be shorter.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+
+from easydel.native import library, quantized_forms
+from easydel.native.quantized_forms import Kind
+
+MOST_ROWS = 8
+"""Where dequantizing pays: more rows than these share the work."""
+GROUP_MULTIPLE = 16
+
+
+def serves_quantized_rows(x: jax.Array, codes: jax.Array, scales: jax.Array, *, kind: Kind, group_size: int) -> bool:
+    """Whether a kernel multiplies `x [rows, in]` by these weights where all are on a CPU.
+
+    Up to 8 rows; groups of a multiple of 16 inputs, or one group that has them all; a processor with AVX2. `x` is
+    float32 or bfloat16 for `quantized_rows`, int8 for `integer_rows`.
+    """
+    quantized_forms.check(x, codes, scales, kind, group_size)
+    return (
+        0 < x.shape[0] <= MOST_ROWS
+        and (group_size % GROUP_MULTIPLE == 0 or scales.shape[1] <= 1)
+        and library.serves_quantized()
+    )
+
+
+def quantized_rows(x: jax.Array, codes: jax.Array, scales: jax.Array, *, kind: Kind, group_size: int) -> jax.Array:
+    """Multiply rows by quantized weights, accumulating in float32.
+
+    `y[r, o] = Σ_g scale[o, g] Σ_{i in g} x[r, i] value(code[o, i])`. Differentiable by `x` and `scales`. What no kernel
+    serves, and what is elsewhere than on a CPU, XLA computes: a few rows without making the float weights whole.
+
+    Args:
+        x: floating `[rows, in]`.
+        codes: as the module says.
+        scales: float32 `[out, groups]`.
+        kind: `"int8"`, `"int4"` or `"nf4"`.
+        group_size: inputs that share a scale.
+
+    Returns:
+        `[rows, out]` in x's dtype.
+
+    Raises:
+        ValueError: the arrays do not belong together.
+    """
+    quantized_forms.check(x, codes, scales, kind, group_size)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x is {x.dtype}: expected floats; int8 inputs go to integer_rows")
+    return _rows(x.astype(jnp.float32), codes, scales, kind, group_size).astype(x.dtype)
+
+
+def integer_rows(x: jax.Array, codes: jax.Array, scales: jax.Array, *, kind: Kind, group_size: int) -> jax.Array:
+    """Multiply int8 rows by int8 or int4 weights, accumulating in int32 within a group.
+
+    `y[r, o] = Σ_g scale[o, g] Σ_{i in g} x[r, i] code[o, i]`, the inner sum exact for all values of codes, the outer one
+    in float32. For more rows than 8, or groups of an odd size, the codes are multiplied as floats: exact but for the
+    rounding of sums beyond 2^24.
+
+    Args:
+        x: int8 `[rows, in]`; its own scale, by token, is applied to the result.
+        codes: as the module says.
+        scales: float32 `[out, groups]`.
+        kind: `"int8"` or `"int4"`.
+        group_size: inputs that share a scale.
+
+    Returns:
+        float32 `[rows, out]`.
+
+    Raises:
+        ValueError: the arrays do not belong together, or the codes are no integers.
+    """
+    quantized_forms.check(x, codes, scales, kind, group_size)
+    if kind == "nf4" or x.dtype != jnp.int8:
+        raise ValueError(f"got {x.dtype} inputs and {kind} weights: expected int8 inputs and int8 or int4 weights")
+    if not _is_few(x, kind, group_size):
+        return _product(x.astype(jnp.float32), codes, scales, kind, group_size)
+    form = functools.partial(quantized_forms.integer_rows, kind=kind, group_size=group_size)
+    if not serves_quantized_rows(x, codes, scales, kind=kind, group_size=group_size):
+        return form(x, codes, scales)
+    native = functools.partial(_native_integer, group_size=group_size)
+    return jax.lax.platform_dependent(x, codes, scales, cpu=native, default=form)
+
+
+def dequantized(codes: jax.Array, scales: jax.Array, *, kind: Kind, group_size: int, inputs: int) -> jax.Array:
+    """Return the float32 weights `[out, inputs]`; on a CPU by a kernel, which is bound by writing them."""
+    form = functools.partial(quantized_forms.dequantize, kind=kind, group_size=group_size, inputs=inputs)
+    quantized_forms.check(jax.ShapeDtypeStruct((0, inputs), jnp.float32), codes, scales, kind, group_size)
+    if not library.is_available() or group_size % 2:
+        return form(codes, scales)
+
+    def native(codes: jax.Array, scales: jax.Array) -> jax.Array:
+        result = jax.ShapeDtypeStruct((codes.shape[0], inputs), jnp.float32)
+        call = jax.ffi.ffi_call("easydel_dequantize", result, vmap_method="sequential")
+        return call(codes, scales, _table(kind), group_size=np.int64(group_size))
+
+    return jax.lax.platform_dependent(codes, scales, cpu=native, default=form)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _rows(x: jax.Array, codes: jax.Array, scales: jax.Array, kind: Kind, group_size: int) -> jax.Array:
+    if not _is_few(x, kind, group_size):
+        return _product(x, codes, scales, kind, group_size)
+    form = functools.partial(quantized_forms.rows, kind=kind, group_size=group_size)
+    if not serves_quantized_rows(x, codes, scales, kind=kind, group_size=group_size):
+        return form(x, codes, scales)
+    native = functools.partial(_native, kind=kind, group_size=group_size)
+    return jax.lax.platform_dependent(x, codes, scales, cpu=native, default=form)
+
+
+@functools.partial(_rows.defjvp, symbolic_zeros=True)
+def _rows_jvp(kind, group_size, primals, tangents):  # type: ignore[no-untyped-def]
+    (x, codes, scales), (x_dot, _, scales_dot) = primals, tangents
+    # By the float weights: a derivative by x has as many rows as a batch has tokens.
+    moved = jnp.zeros((x.shape[0], codes.shape[0]), jnp.float32)
+    if not isinstance(x_dot, SymbolicZero):
+        moved = _product(x_dot, codes, scales, kind, group_size)
+    if not isinstance(scales_dot, SymbolicZero):
+        weights_dot = quantized_forms.dequantize(codes, scales_dot, kind, group_size, x.shape[1])
+        moved = moved + x @ weights_dot.T
+    return _rows(x, codes, scales, kind, group_size), moved
+
+
+def _is_few(x: jax.Array, kind: Kind, group_size: int) -> bool:
+    return x.shape[0] <= MOST_ROWS and group_size % 2 == 0 and x.size > 0
+
+
+def _product(x: jax.Array, codes: jax.Array, scales: jax.Array, kind: Kind, group_size: int) -> jax.Array:
+    weights = dequantized(codes, scales, kind=kind, group_size=group_size, inputs=x.shape[1])
+    return jax.lax.dot_general(
+        x, weights, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
+
+
+def _table(kind: Kind) -> np.ndarray:
+    """Return the values of 4-bit codes; int8 codes stand for themselves and look at none."""
+    return quantized_forms.table("int4" if kind == "int8" else kind)
+
+
+def _native(
+    x: jax.Array, codes: jax.Array, scales: jax.Array, kind: Kind, group_size: int, widest: bool = True
+) -> jax.Array:
+    """Call the kernel, by the widest instructions of the processor or by AVX2."""
+    result = jax.ShapeDtypeStruct((x.shape[0], codes.shape[0]), jnp.float32)
+    call = jax.ffi.ffi_call("easydel_quantized_rows", result, vmap_method="sequential")
+    return call(x, codes, scales, _table(kind), group_size=np.int64(group_size), widest=widest)
+
+
+def _native_integer(
+    x: jax.Array, codes: jax.Array, scales: jax.Array, group_size: int, widest: bool = True
+) -> jax.Array:
+    result = jax.ShapeDtypeStruct((x.shape[0], codes.shape[0]), jnp.float32)
+    call = jax.ffi.ffi_call("easydel_integer_rows", result, vmap_method="sequential")
+    return call(x, codes, scales, group_size=np.int64(group_size), widest=widest)
