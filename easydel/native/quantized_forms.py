@@ -83,7 +83,9 @@ def rows(x: jax.Array, codes: jax.Array, scales: jax.Array, kind: Kind, group_si
     left, right = _halves(x, codes, kind, group_size)
     scales = scales[None, :, :, None]
     # Scaled before they are summed, along the groups: what runs fastest in memory stays, and so vectorises.
-    sums = _sum_both(left[0] * left[1].astype(jnp.float32) * scales, right[0] * right[1].astype(jnp.float32) * scales, 2)
+    sums = _sum_both(
+        left[0] * left[1].astype(jnp.float32) * scales, right[0] * right[1].astype(jnp.float32) * scales, 2
+    )
     return sums.sum(-1)
 
 
