@@ -31,7 +31,7 @@ def serves_quantized_rows(x: jax.Array, codes: jax.Array, scales: jax.Array, *, 
     Up to 8 rows; groups of a multiple of 16 inputs, or one group that has them all; a processor with AVX2. `x` is
     float32 or bfloat16 for `quantized_rows`, int8 for `integer_rows`.
     """
-    quantized_forms.check(x, codes, scales, kind, group_size)
+    quantized_forms.check(quantized_forms.inputs_of(x), codes, scales, kind, group_size)
     return (
         0 < x.shape[0] <= MOST_ROWS
         and (group_size % GROUP_MULTIPLE == 0 or scales.shape[1] <= 1)
@@ -58,7 +58,7 @@ def quantized_rows(x: jax.Array, codes: jax.Array, scales: jax.Array, *, kind: K
     Raises:
         ValueError: the arrays do not belong together.
     """
-    quantized_forms.check(x, codes, scales, kind, group_size)
+    quantized_forms.check(quantized_forms.inputs_of(x), codes, scales, kind, group_size)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x is {x.dtype}: expected floats; int8 inputs go to integer_rows")
     return _rows(x.astype(jnp.float32), codes, scales, kind, group_size).astype(x.dtype)
@@ -67,9 +67,8 @@ def quantized_rows(x: jax.Array, codes: jax.Array, scales: jax.Array, *, kind: K
 def integer_rows(x: jax.Array, codes: jax.Array, scales: jax.Array, *, kind: Kind, group_size: int) -> jax.Array:
     """Multiply int8 rows by int8 or int4 weights, accumulating in int32 within a group.
 
-    `y[r, o] = Σ_g scale[o, g] Σ_{i in g} x[r, i] code[o, i]`, the inner sum exact for all values of codes, the outer one
-    in float32. For more rows than 8, or groups of an odd size, the codes are multiplied as floats: exact but for the
-    rounding of sums beyond 2^24.
+    `y[r, o] = Σ_g scale[o, g] Σ_{i in g} x[r, i] code[o, i]`, the inner sum exact for all values of codes, the outer
+    one in float32. For more rows than 8, or groups of an odd size, it is a product of floats, which rounds as it sums.
 
     Args:
         x: int8 `[rows, in]`; its own scale, by token, is applied to the result.
@@ -84,7 +83,7 @@ def integer_rows(x: jax.Array, codes: jax.Array, scales: jax.Array, *, kind: Kin
     Raises:
         ValueError: the arrays do not belong together, or the codes are no integers.
     """
-    quantized_forms.check(x, codes, scales, kind, group_size)
+    quantized_forms.check(quantized_forms.inputs_of(x), codes, scales, kind, group_size)
     if kind == "nf4" or x.dtype != jnp.int8:
         raise ValueError(f"got {x.dtype} inputs and {kind} weights: expected int8 inputs and int8 or int4 weights")
     if not _is_few(x, kind, group_size):
@@ -99,7 +98,7 @@ def integer_rows(x: jax.Array, codes: jax.Array, scales: jax.Array, *, kind: Kin
 def dequantized(codes: jax.Array, scales: jax.Array, *, kind: Kind, group_size: int, inputs: int) -> jax.Array:
     """Return the float32 weights `[out, inputs]`; on a CPU by a kernel, which is bound by writing them."""
     form = functools.partial(quantized_forms.dequantize, kind=kind, group_size=group_size, inputs=inputs)
-    quantized_forms.check(jax.ShapeDtypeStruct((0, inputs), jnp.float32), codes, scales, kind, group_size)
+    quantized_forms.check(inputs, codes, scales, kind, group_size)
     if not library.is_available() or group_size % 2:
         return form(codes, scales)
 

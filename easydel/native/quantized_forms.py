@@ -40,25 +40,32 @@ def table(kind: Kind) -> np.ndarray:
     return np.asarray(NF4_VALUES if kind == "nf4" else INT4_VALUES, np.float32)
 
 
-def check(x: jax.Array, codes: jax.Array, scales: jax.Array, kind: Kind, group_size: int) -> None:
-    """Raise ValueError unless `x [rows, in]`, codes and scales belong together."""
+def inputs_of(x: jax.Array) -> int:
+    """Return the width of `x [rows, in]`; raise ValueError if it has another number of dimensions."""
+    if x.ndim != 2:
+        raise ValueError(f"got x {x.shape}: expected [rows, in]")
+    return x.shape[1]
+
+
+def check(inputs: int, codes: jax.Array, scales: jax.Array, kind: Kind, group_size: int) -> None:
+    """Raise ValueError unless codes and scales belong together and are those of so many inputs."""
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: the kinds of quantized weights are {', '.join(KINDS)}")
     if group_size < 1:
         raise ValueError(f"group_size={group_size}: a group has at least one input")
-    if x.ndim != 2 or codes.ndim != 2:
-        raise ValueError(f"got x {x.shape} and codes {codes.shape}: expected [rows, in] and [out, in or bytes]")
-    width = x.shape[1] if kind == "int8" else -(-x.shape[1] // 2)
+    if codes.ndim != 2:
+        raise ValueError(f"got codes {codes.shape}: expected [out, in] for int8, [out, in / 2] for two codes to a byte")
+    width = inputs if kind == "int8" else -(-inputs // 2)
     want = ((codes.shape[0], width), jnp.int8 if kind == "int8" else jnp.uint8)
     if (codes.shape, codes.dtype) != want:
         raise ValueError(
-            f"{kind} codes for {x.shape[1]} inputs: got {codes.dtype} {codes.shape}, expected "
+            f"{kind} codes for {inputs} inputs: got {codes.dtype} {codes.shape}, expected "
             f"{jnp.dtype(want[1])} {want[0]}; 4-bit codes lie two to a byte"
         )
-    groups = (codes.shape[0], -(-x.shape[1] // group_size))
+    groups = (codes.shape[0], -(-inputs // group_size))
     if scales.shape != groups or scales.dtype != jnp.float32:
         raise ValueError(
-            f"scales for {x.shape[1]} inputs in groups of {group_size}: got {scales.dtype} {scales.shape}, expected "
+            f"scales for {inputs} inputs in groups of {group_size}: got {scales.dtype} {scales.shape}, expected "
             f"float32 {groups}"
         )
 

@@ -4,6 +4,8 @@
 // Each output of each row is summed in the same order whatever else is computed beside it: a result depends neither on
 // the number of threads nor on the other rows.
 
+constexpr int64_t kAhead = 16 << 10;  // bytes between the codes in work and those that are fetched from memory
+
 #define EASYDEL_STEP static inline __attribute__((always_inline)) EASYDEL_TARGET
 
 // As many outputs at a time as registers hold a running and a whole sum of, for each row.
@@ -27,6 +29,7 @@ EASYDEL_STEP void Outputs(const Decoder& decoder, const Weights& w, const X* x, 
   const int64_t whole = w.bytes / Decoder::kBytes, rest = w.bytes % Decoder::kBytes;
   const uint8_t* codes = w.codes + output * w.bytes;
   const float* scales = w.scales + output * w.groups;
+  const int64_t block = kOutputs * w.bytes, ahead = block * (block < kAhead ? kAhead / block : 1);
   Vector total[kOutputs][kRows];
   for (int o = 0; o < kOutputs; ++o) {
     for (int r = 0; r < kRows; ++r) total[o][r] = Splat(0.0f);
@@ -38,8 +41,8 @@ EASYDEL_STEP void Outputs(const Decoder& decoder, const Weights& w, const X* x, 
     }
     const int64_t first = g * w.group / kUnit, end = first + w.group / kUnit;
     const int64_t last = end < whole ? end : whole;
-    for (int o = 0; o < kOutputs; ++o) {  // of the outputs to come: rows end before the processor sees that they go on
-      const uint8_t* next = codes + (kOutputs + o) * w.bytes;
+    for (int o = 0; o < kOutputs; ++o) {  // of outputs to come: rows end before the processor sees that they go on
+      const uint8_t* next = codes + ahead + o * w.bytes;
       for (int64_t b = first * Decoder::kBytes; b < last * Decoder::kBytes; b += 64) __builtin_prefetch(next + b);
     }
     for (int64_t u = first; u < last; ++u) {
