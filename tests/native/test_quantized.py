@@ -130,15 +130,26 @@ def test_dequantized_weights_are_codes_times_scales(kind, shape, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_rows_and_none(kind):
-    codes, scales, _, want = weights(kind, 77, 9, 16)
-    many = inputs_of(20, 77)
-    options = {"kind": kind, "group_size": 16}
-    assert_close(native.quantized_rows(many, codes, scales, **options), many, want)
-    assert native.quantized_rows(many[:0], codes, scales, **options).shape == (0, 9)
+@pytest.mark.parametrize("shape", [(130, 37, 64), (77, 9, 16), (300, 270, 64), (50, 6, 7)], ids=str)
+@pytest.mark.parametrize("native_too", [True, False], ids=["native", "xla"])
+def test_many_rows(kind, shape, native_too, monkeypatch):
+    if not native_too:
+        monkeypatch.setattr(library, "is_available", lambda: False)
+    codes, scales, _, want = weights(kind, *shape)
+    options = {"kind": kind, "group_size": shape[2]}
+    x = inputs_of(20, shape[0])
+    assert_close(native.quantized_rows(x, codes, scales, **options), x, want)
     if kind != "nf4":
-        whole = RNG.integers(-128, 128, (20, 77)).astype(np.int8)
+        whole = RNG.integers(-128, 128, (20, shape[0])).astype(np.int8)
         assert_close(native.integer_rows(whole, codes, scales, **options), whole, want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_rows_and_no_outputs(kind):
+    codes, scales, _, _ = weights(kind, 77, 9, 16)
+    product = functools.partial(native.quantized_rows, kind=kind, group_size=16)
+    assert product(np.ones((0, 77), np.float32), codes, scales).shape == (0, 9)
+    assert product(np.ones((2, 77), np.float32), codes[:0], scales[:0]).shape == (2, 0)
 
 
 @needs_kernels
