@@ -17,6 +17,7 @@ from easydel.infra.mixins.generation import EasyGenerationMixin
 from easydel.infra.mixins.operation_cache import OperationCacheMixin
 from easydel.loss import LossConfig, task_loss
 from easydel.paths import detached, flatten, named_modules, named_variables, nest, split
+from easydel.quantization import QuantizationReport, dequantize_module, quantize_module, report_of
 from easydel.sharding import (
     AnyMesh,
     PartitionRules,
@@ -328,6 +329,48 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
     def half(self) -> Self:
         """Convert to float16."""
         return self.to_dtype(jnp.float16)
+
+    # ------------------------------------------------------------------ quantization
+    def quantize(
+        self,
+        method: str = "nf4",
+        group_size: int = 64,
+        quantization_pattern: str = ".*",
+        *,
+        calibration: Sequence[Any] | None = None,
+    ) -> Self:
+        """Store the weights of linear layers and experts as integer codes.
+
+        Embeddings, norms, routers and heads tied to an embedding stay as they are. What was done is told by
+        `quantization_report`.
+
+        Args:
+            method: `"nf4"`, `"8bit"`, `"a8bit"`, `"a8q"` or `"a4q"`.
+            group_size: inputs that share a scale.
+            quantization_pattern: regular expression on module paths, such as `".*mlp.*"`.
+            calibration: for `"a8bit"`, batches of token ids `[batch, seq]` or of forward arguments.
+
+        Raises:
+            ValueError: an unknown method, a group size that is no positive integer, a pattern that matches no linear
+                layer, weights that are not finite, or a model that is quantized already.
+            UnsupportedError: a layer that cannot be quantized by this method.
+        """
+        quantize_module(self, method, group_size, quantization_pattern, calibration)
+        return self._mark_sharded(self.last_mesh) if self.is_sharded else self
+
+    def dequantize(self) -> Self:
+        """Store quantized weights as floats again, in the dtype they had: the values their codes stand for.
+
+        Raises:
+            ValueError: the model is not quantized.
+        """
+        dequantize_module(self)
+        return self._mark_sharded(self.last_mesh) if self.is_sharded else self
+
+    @property
+    def quantization_report(self) -> QuantizationReport | None:
+        """Layers, bytes before and after, and the error of each layer; `None` if nothing is quantized."""
+        return report_of(self)
 
     # ------------------------------------------------------------------ parts
     def get_embedding(self) -> nnx.Embed:

@@ -1,0 +1,22 @@
+"""Quantization: number formats, layers that compute with them, and putting these into models."""
+
+from easydel.quantization.apply import dequantize_module, quantize_module
+from easydel.quantization.linear import QuantizedExpertLinear, QuantizedLayer, QuantizedLinear, QuantizedWeight
+from easydel.quantization.methods import METHODS
+from easydel.quantization.products import quantized_product
+from easydel.quantization.report import LayerReport, QuantizationReport, quantized_layers, report_of
+
+__all__ = [
+    "METHODS",
+    "LayerReport",
+    "QuantizationReport",
+    "QuantizedExpertLinear",
+    "QuantizedLayer",
+    "QuantizedLinear",
+    "QuantizedWeight",
+    "dequantize_module",
+    "quantize_module",
+    "quantized_layers",
+    "quantized_product",
+    "report_of",
+]

@@ -1,0 +1,263 @@
+"""Linear layers whose weights are quantized."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from easydel.errors import UnsupportedError
+from easydel.layers.linear import Linear
+from easydel.layers.moe.experts import ExpertLinear
+from easydel.paths import to_state
+from easydel.quantization.formats import code_dtype, code_shape, dequantize_kernel, group_count
+from easydel.quantization.methods import METHODS, Method
+from easydel.quantization.products import integer_product, quantized_product
+from easydel.sharding import at_use, sequence_is_split
+
+
+class QuantizedWeight(nnx.Variable):
+    """Codes or scales of a quantized weight: state that files must hold, but no parameter, so nothing to train."""
+
+    must_load = True
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a layer was before, without its numbers: enough to make it again.
+
+    Attributes:
+        graphdef: of the layer.
+        kernel_shape: of its kernel; of a layer in a stack, that of each.
+    """
+
+    graphdef: Any
+    kernel_shape: tuple[int, ...]
+
+
+class QuantizedLayer(nnx.Module):
+    """A layer with `codes`, `scales` and, where inputs are scaled, `input_scale`, in place of a kernel.
+
+    Args:
+        origin: the layer that it was.
+        method: name of the quantization method.
+        group_size: inputs that share a scale.
+        features: how many inputs and outputs the weight has, all axes of each counted together.
+        leading: axes of the codes before the weight's own: of layers stored stacked, of experts.
+        like: the layer it was; its dtypes are taken over.
+    """
+
+    is_quantized_layer: ClassVar[bool] = True
+    experts_axes: ClassVar[int] = 0
+
+    def __init__(
+        self, origin: Origin, method: str, group_size: int, features: tuple[int, int], leading: tuple[int, ...], like: Any
+    ) -> None:
+        self.origin, self.method, self.group_size = origin, method, group_size
+        self.kernel_shape = origin.kernel_shape
+        self.features = features
+        self.dtype, self.param_dtype = like.dtype, like.param_dtype
+        for name, (shape, dtype) in self.weight_shapes(leading).items():
+            setattr(self, name, QuantizedWeight(jnp.zeros(shape, dtype)))
+
+    def weight_shapes(self, leading: tuple[int, ...] = ()) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Return name → (shape, dtype) of what is in place of the kernel, behind the `leading` axes."""
+        inputs, outputs = self.features
+        codes = code_shape(outputs, inputs, self.format)
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+            "codes": ((*leading, *codes), code_dtype(self.format)),
+            "scales": ((*leading, outputs, group_count(inputs, self.group_size)), jnp.float32),
+        }
+        if self.how.is_calibrated:
+            shapes["input_scale"] = ((*leading, inputs), jnp.float32)
+        return shapes
+
+    def weight_variables(self) -> dict[str, QuantizedWeight]:
+        """Return what is in place of the kernel by name."""
+        return {name: getattr(self, name) for name in self.weight_shapes()}
+
+    @property
+    def how(self) -> Method:
+        """The method."""
+        return METHODS[self.method]
+
+    @property
+    def format(self) -> str:
+        """Of the codes."""
+        return self.how.format
+
+    def dequantized(self, dtype: Any = jnp.float32) -> jax.Array:
+        """Return the kernel that the codes stand for, in the layout it had (behind a stack's axis of layers)."""
+        kernel = self._matrix(dtype)
+        return kernel.reshape(*kernel.shape[: kernel.ndim - 2 - self.experts_axes], *self.kernel_shape)
+
+    def as_matrix(self, kernel: Any) -> Any:
+        """Return a float kernel as `[..., in, out]`, its inputs and outputs each on one axis."""
+        leading = kernel.ndim - len(self.kernel_shape) + self.experts_axes
+        return kernel.reshape(*kernel.shape[:leading], *self.features)
+
+    def _matrix(self, dtype: Any) -> jax.Array:
+        """Return the kernel `[..., in, out]`, its inputs and outputs each on one axis."""
+        options: dict[str, Any] = {"format": self.format, "group_size": self.group_size}
+        codes, scales = self.codes.get_value(), self.scales.get_value()
+        factor = self.input_scale.get_value() if self.how.is_calibrated else None
+        first = dtype if factor is None else jnp.float32
+        kernel = dequantize_kernel(codes, scales, in_features=self.features[0], dtype=jnp.dtype(first), **options)
+        return kernel if factor is None else (kernel / factor[..., None]).astype(dtype)
+
+    def restored(self) -> nnx.Module:
+        """Return the float layer again, with the numbers the codes stand for."""
+        kernel = self.dequantized(self.param_dtype)
+        arrays = {"kernel": kernel}
+        bias = getattr(self, "bias", None)
+        if bias is not None:
+            arrays["bias"] = bias.get_value()
+        layer = nnx.merge(self.origin.graphdef, to_state(arrays), copy=True)
+        layer.dtype, layer.param_dtype = self.dtype, self.param_dtype
+        if bias is not None:
+            layer.bias = bias
+        return layer
+
+    def spec_of(self, name: str, kernel_spec: PartitionSpec) -> PartitionSpec:
+        """Return how a variable is split where the float kernel (of one layer) would be as `kernel_spec` says.
+
+        Codes and scales stand transposed; of axes that are flattened into one, the mesh axes are joined.
+        """
+        entries = [*kernel_spec, *[None] * (len(self.kernel_shape) - len(kernel_spec))]
+        experts, rest = entries[: self.experts_axes], entries[self.experts_axes :]
+        inputs = self._input_axes
+        into, out = _joined(rest[:inputs]), _joined(rest[inputs:])
+        return PartitionSpec(*experts, into) if name == "input_scale" else PartitionSpec(*experts, out, into)
+
+    def kernel_spec(self, codes_spec: PartitionSpec) -> PartitionSpec:
+        """Return how the float kernel would be split where the codes (of one layer) are as `codes_spec` says."""
+        entries = [*codes_spec, *[None] * (self.experts_axes + 2 - len(codes_spec))]
+        *experts, out, into = entries
+        rest: list[Any] = [None] * (len(self.kernel_shape) - self.experts_axes)
+        rest[0], rest[self._input_axes] = into, out
+        return PartitionSpec(*experts, *rest)
+
+    @property
+    def _input_axes(self) -> int:
+        return 1
+
+
+def _joined(entries: list[Any]) -> Any:
+    axes = tuple(axis for entry in entries if entry for axis in (entry if isinstance(entry, tuple) else (entry,)))
+    return None if not axes else axes[0] if len(axes) == 1 else axes
+
+
+class QuantizedLinear(QuantizedLayer):
+    """`easydel.layers.linear.Linear`, `nnx.Linear` or `nnx.LinearGeneral` with a quantized weight.
+
+    Attributes:
+        in_features: as of the layer it was, and so `out_features`, `axis` (of `nnx.LinearGeneral`), `use_bias`, `roles`
+            (of the float kernel's dimensions), `dtype`, `param_dtype` and `precision`.
+        bias: a parameter, or `None`.
+        codes: of the weight `[out, in]`, see `easydel.quantization.formats`.
+        scales: float32 `[out, groups]`.
+        input_scale: float32 `[in]`, only with `a8bit`: inputs are divided by it, the weight was multiplied.
+    """
+
+    def __init__(self, layer: Any, method: str, group_size: int, stack: int | None = None) -> None:
+        kernel = layer.kernel.get_value()
+        shape = tuple(kernel.shape) if stack is None else tuple(kernel.shape[1:])
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        features = (_count(layer.in_features), _count(layer.out_features))
+        leading = () if stack is None else (stack,)
+        super().__init__(Origin(nnx.graphdef(layer), shape), method, group_size, features, leading, layer)
+        self.axis = getattr(layer, "axis", (-1,))
+        self.use_bias, self.precision = layer.use_bias, layer.precision
+        self.roles = getattr(layer, "roles", None)
+        self.bias = nnx.data(layer.bias)
+
+    @property
+    def _input_axes(self) -> int:
+        return len(self.in_features) if isinstance(self.in_features, tuple) else 1
+
+    @property
+    def inferred_spec(self) -> PartitionSpec:
+        """How the kernel is split where a module has no rules."""
+        return PartitionSpec(*(None,) * (len(self.kernel_shape) - 2), "fsdp", "tp")
+
+    def __call__(self, inputs: jax.Array, out_sharding: object = None) -> jax.Array:
+        """Map `[..., in]` to `[..., out]`."""
+        if out_sharding is not None:
+            raise UnsupportedError("out_sharding is not supported by quantized layers; leave it out")
+        bias = None if self.bias is None else self.bias.get_value()
+        x = inputs.astype(self.dtype or jnp.result_type(inputs, self.param_dtype))
+        axes = sorted(axis % x.ndim for axis in self.axis)
+        left = [size for axis, size in enumerate(x.shape) if axis not in axes]
+        if axes != [x.ndim - 1]:
+            x = jnp.moveaxis(x, self.axis, range(x.ndim - len(axes), x.ndim))
+        x = x.reshape(*left, self.features[0])
+        if x.ndim != 2 and not sequence_is_split():
+            x = x.reshape(-1, self.features[0])
+        y = self._product(x, inputs)
+        outputs = self.out_features if isinstance(self.out_features, tuple) else (self.out_features,)
+        y = y.reshape(*left, *outputs)
+        return y if bias is None else y + bias.astype(y.dtype)
+
+    def _product(self, x: jax.Array, inputs: jax.Array) -> jax.Array:
+        codes, scales = self.codes.get_value(), self.scales.get_value()
+        if self.roles is not None:  # as small as they will ever be: what is gathered is the codes
+            codes = at_use(codes, inputs, *reversed(self.roles))
+            scales = at_use(scales, inputs, *reversed(self.roles))
+        options: dict[str, Any] = {"format": self.format, "group_size": self.group_size}
+        if self.how.quantizes_activations:
+            return integer_product(x, codes, scales, **options)
+        if self.how.is_calibrated:
+            x = (x / self.input_scale.get_value()).astype(x.dtype)
+        return quantized_product(x, codes, scales, precision=self.precision, **options)
+
+
+class QuantizedExpertLinear(QuantizedLayer):
+    """`easydel.layers.moe.experts.ExpertLinear` with a quantized weight.
+
+    Attributes:
+        codes: of the weights `[experts, out, in]`.
+        scales: float32 `[experts, out, groups]`.
+    """
+
+    experts_axes: ClassVar[int] = 1
+
+    def __init__(self, layer: ExpertLinear, method: str, group_size: int, stack: int | None = None) -> None:
+        kernel = layer.kernel.get_value()
+        shape = tuple(kernel.shape) if stack is None else tuple(kernel.shape[1:])
+        experts, inputs, outputs = shape
+        leading = (experts,) if stack is None else (stack, experts)
+        super().__init__(Origin(nnx.graphdef(layer), shape), method, group_size, (inputs, outputs), leading, layer)
+
+    def weights(self) -> jax.Array:
+        """Return the kernels `[experts, in, out]` in the compute dtype; they are made anew at each use."""
+        return self._matrix(self.dtype)
+
+
+def _count(features: int | tuple[int, ...]) -> int:
+    return math.prod(features) if isinstance(features, tuple) else features
+
+
+def is_quantizable(layer: Any) -> bool:
+    """Whether a layer is one of those that can be quantized; classes with a forward pass of their own are not."""
+    if type(layer) is ExpertLinear:
+        return True
+    kinds = (Linear, nnx.Linear, nnx.LinearGeneral)
+    return isinstance(layer, kinds) and any(type(layer).__call__ is kind.__call__ for kind in kinds)
+
+
+def quantized_layer(layer: Any, method: str, group_size: int, stack: int | None = None) -> QuantizedLayer:
+    """Return the quantized layer in place of `layer`, its codes and scales still zeros.
+
+    Args:
+        layer: see `is_quantizable`.
+        method: name of the method.
+        group_size: inputs that share a scale.
+        stack: of how many layers it holds the parameters; `None`: one layer.
+    """
+    kind: Any = QuantizedExpertLinear if isinstance(layer, ExpertLinear) else QuantizedLinear
+    return kind(layer, method, group_size, stack)

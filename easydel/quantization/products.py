@@ -1,0 +1,150 @@
+"""Products with quantized weights; the one place that chooses how they are computed."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from easydel.quantization.formats import LARGEST, code_values, dequantize, grouped, is_packed, unpack
+from easydel.sharding import is_on_one_device
+
+FEW_ROWS = 4
+"""Up to so many rows XLA multiplies and sums on a CPU; beyond, making the weight whole first pays."""
+
+LARGEST_PARTS = 2**26
+"""How many partial sums of groups may exist at once."""
+
+
+def choose(x: jax.Array, codes: jax.Array, format: str, group_size: int) -> str:
+    """Return the form in which a product is computed here.
+
+    Returns:
+        `"rows"`: multiply and sum without the weight ever being made, for a few rows of whole groups on one CPU;
+        `"whole"`: the weight is made in the compute dtype, then multiplied, anything else.
+    """
+    in_features = x.shape[-1]
+    few = x.ndim == 2 and 0 < x.shape[0] <= FEW_ROWS and codes.ndim == 2
+    width = min(group_size, in_features)
+    whole_groups = in_features % width == 0 and (not is_packed(format) or width % 2 == 0)
+    if few and whole_groups and is_on_one_device() and jax.default_backend() == "cpu":
+        return "rows"
+    return "whole"
+
+
+def quantized_product(
+    x: jax.Array,
+    codes: jax.Array,
+    scales: jax.Array,
+    *,
+    format: str,
+    group_size: int,
+    precision: Any = None,
+) -> jax.Array:
+    """Multiply `x` by a quantized weight: `x · dequantize(codes, scales)ᵀ`. Differentiable by `x`.
+
+    Args:
+        x: floating point `[rows, in]` (or `[..., in]`).
+        codes: of the weight, see `easydel.quantization.formats`.
+        scales: float32 `[out, groups]`.
+        format: of the codes.
+        group_size: inputs that share a scale.
+        precision: of the matrix product.
+
+    Returns:
+        `[rows, out]` in the dtype of `x`, summed in float32.
+    """
+    if choose(x, codes, format, group_size) == "rows":
+        return _rows(x, codes, scales, format, group_size)
+    options: dict[str, Any] = {"format": format, "group_size": group_size, "in_features": x.shape[-1]}
+    weight = dequantize(codes, scales, dtype=x.dtype, **options)
+    return _dot(x, weight, precision).astype(x.dtype)
+
+
+def _dot(x: jax.Array, weight: jax.Array, precision: Any = None) -> jax.Array:
+    contracted = (((x.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x, weight, contracted, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _rows(x: jax.Array, codes: jax.Array, scales: jax.Array, format: str, group_size: int) -> jax.Array:
+    """Multiply a few rows, one after the other: codes are converted as they are read, nothing is written.
+
+    As a matrix product, XLA would write the converted weight to memory first.
+    """
+    values = grouped(code_values(codes, format, x.shape[-1]), group_size)
+
+    def one(row: jax.Array) -> jax.Array:
+        parts = jnp.sum(values * grouped(row.astype(jnp.float32), group_size)[None], axis=-1)
+        return jnp.sum(parts * scales, axis=-1)
+
+    return jnp.stack([one(row) for row in x]).astype(x.dtype)
+
+
+def integer_product(x: jax.Array, codes: jax.Array, scales: jax.Array, *, format: str, group_size: int) -> jax.Array:
+    """Multiply activations, quantized here, by a quantized weight; products of codes are summed as integers.
+
+    Each token's activations get the weight's integer format with one scale, `s = max|x| / 127` (`/ 7`), and codes
+    `round(x / s)`. Then `y[o] = s · Σ_g scales[o, g] · Σ_{i in g} codes_x[i] · codes[o, i]`, the inner sum in int32,
+    the outer in float32. Backwards, rounding counts as the identity (the straight-through estimator,
+    arXiv:1308.3432), so that the gradient by `x` is that of a product with the dequantized weight.
+
+    Args:
+        x: floating point `[..., in]`.
+        codes: of the weight, in an integer format.
+        scales: float32 `[out, groups]`.
+        format: `"int8"` or `"int4"`, of both sides.
+        group_size: inputs that share a scale.
+
+    Returns:
+        `[..., out]` in the dtype of `x`.
+    """
+    return _integer(x, codes, scales, format, group_size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _integer(x: jax.Array, codes: jax.Array, scales: jax.Array, format: str, group_size: int) -> jax.Array:
+    whole = unpack(codes, format, x.shape[-1]) if is_packed(format) else codes
+    weights = grouped(whole, group_size)  # [out, groups, width]
+    given, of_tokens = quantize_tokens(x, format)
+    rows = grouped(given, group_size).reshape(-1, *weights.shape[1:])
+
+    def products(block: jax.Array) -> jax.Array:
+        numbers = (((2,), (2,)), ((1,), (1,)))
+        sums = jax.lax.dot_general(block, weights, numbers, preferred_element_type=jnp.int32)  # [groups, rows, out]
+        return jnp.einsum("gro,og->ro", sums.astype(jnp.float32), scales, precision=jax.lax.Precision.HIGHEST)
+
+    most = max(1, LARGEST_PARTS // max(1, scales.size))
+    if rows.shape[0] <= most:
+        out = products(rows)
+    else:
+        out = jax.lax.map(lambda row: products(row[None])[0], rows, batch_size=most)
+    out = out.reshape(*x.shape[:-1], codes.shape[0])
+    return (out * of_tokens).astype(x.dtype)
+
+
+def quantize_tokens(x: jax.Array, format: str) -> tuple[jax.Array, jax.Array]:
+    """Quantize each token's activations with one scale: codes int8 `[..., in]`, scales float32 `[..., 1]`."""
+    x = x.astype(jnp.float32)
+    scales = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / LARGEST[format]
+    codes = jnp.round(jnp.where(scales > 0, x / jnp.where(scales > 0, scales, 1), 0))
+    return jnp.clip(codes, -LARGEST[format], LARGEST[format]).astype(jnp.int8), scales
+
+
+def _integer_backward(format: str, group_size: int, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
+    like, codes, scales = kept
+    weight = dequantize(codes, scales, format=format, group_size=group_size, in_features=like.shape[-1])
+    contracted = (((gradient.ndim - 1,), (0,)), ((), ()))
+    return jax.lax.dot_general(gradient.astype(jnp.float32), weight, contracted).astype(like.dtype), None, None
+
+
+def _integer_forward(
+    x: jax.Array, codes: jax.Array, scales: jax.Array, format: str, group_size: int
+) -> tuple[jax.Array, Any]:
+    # Of `x` only type and width are needed: an array of no rows keeps both.
+    like = jnp.zeros((0, x.shape[-1]), x.dtype)
+    return _integer(x, codes, scales, format, group_size), (like, codes, scales)
+
+
+_integer.defvjp(_integer_forward, _integer_backward)
