@@ -19,6 +19,7 @@ from easydel.hub.place import place_link
 from easydel.hub.resolve import checkpoint_table
 from easydel.hub.safetensors import TensorEntry
 from easydel.paths import each_layer, named_variables, plain_arrays
+from easydel.quantization.loading import LoadQuantizer
 from easydel.sharding import create_arrays
 from easydel.stacked import Held, kind_of, layer_paths
 
@@ -37,6 +38,7 @@ def load_module(
     progress: bool = True,
     build_shapes: Callable[[], M] | None = None,
     table: Mapping[str, TensorEntry] | None = None,
+    quantizer: LoadQuantizer | None = None,
 ) -> M:
     """Build a module whose parameters come from the checkpoint in `directory`.
 
@@ -55,6 +57,7 @@ def load_module(
         progress: show a bar on stderr for loads of more than 200 MB that take over 2 s.
         build_shapes: `build` with `rngs=shape_rngs()`, used for shapes only: several times as fast for deep models.
         table: `checkpoint_table(directory)`, if the caller has it already.
+        quantizer: turns kernels into codes as they are read; `build` makes the float module.
 
     Raises:
         CheckpointError: the files are broken or do not fit the module.
@@ -65,15 +68,27 @@ def load_module(
     match = match_checkpoint(module, table, directory, allow_new)
     variables = named_variables(module)
     dtypes = common_dtypes(variables, _target_dtypes(match, variables, param_dtype))
+    if quantizer is not None:
+        quantizer.install(module)
+        variables = named_variables(module)
     stored = dict(shardings(module)) if shardings is not None else {}
     placements = each_layer(stored)
     held = named_variables(module, by_layer=False)
     filler = Filler(variables, {id(held[path]): place for path, place in stored.items() if path in held})
+
+    def put(path: str, array: jax.Array) -> None:
+        if quantizer is None or not quantizer.takes(path):
+            filler.put(path, array)
+            return
+        for part, codes in quantizer.parts(path, array).items():
+            filler.put(part, jax.device_put(codes, placements.get(part)))
+
     total = sum(match.table[source].nbytes for link in match.links for source in link.sources)
     with _Bar(total, progress and total > LARGE) as bar:
         for link in match.links:
-            for path, array in place_link(link, match.table, dtypes, placements).items():
-                filler.put(path, array)
+            read = place_link(link, match.table, dtypes, placements)
+            while read:  # a kernel lives no longer than it takes to quantize it
+                put(*read.popitem())
             bar.advance(sum(match.table[source].nbytes for source in link.sources))
     leaked = plain_arrays(module)
     if match.new or leaked:
@@ -84,7 +99,7 @@ def load_module(
             if path in held:
                 held[path].set_value(array)
             else:
-                filler.put(path, array)
+                put(path, array)
         for path, array in plain.items():
             node, name = leaked[path]
             setattr(node, name, nnx.data(array))

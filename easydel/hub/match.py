@@ -42,10 +42,8 @@ def match_checkpoint(
         CheckpointError: tensors are missing, unexpected, of another shape or another kind of number; all are listed.
     """
     variables, modules = stored_variables(module), named_modules(module)  # walking a deep module is slow: once
-    table = _renamed(table, modules)
     forms = links_by_form(module, variables, modules)
-    wanted = {source for links in forms.values() for link in links for source in link.sources}
-    table, heads = _align_prefix(table, wanted, getattr(module, "base_model_prefix", "") or "")
+    table, heads = aligned_table(module, table, forms, modules)
     ties = tied_names(module)
     for alias, name in ties.items():  # a file may hold a tied tensor under its other name only
         if name in wanted and name not in table and alias in table:
@@ -83,6 +81,17 @@ def match_checkpoint(
             stacklevel=4,
         )
     return Match(tuple(chosen), tuple(new), table)
+
+
+def aligned_table(
+    module: nnx.Module,
+    table: Mapping[str, TensorEntry],
+    forms: Mapping[str, Sequence[Link]],
+    modules: Mapping[str, nnx.Module],
+) -> tuple[Mapping[str, TensorEntry], list[str]]:
+    """Return a checkpoint's table under the names that a module's links have, and the names of what no backbone has."""
+    wanted = {source for links in forms.values() for link in links for source in link.sources}
+    return _align_prefix(_renamed(table, modules), wanted, getattr(module, "base_model_prefix", "") or "")
 
 
 def _renamed(table: Mapping[str, TensorEntry], modules: Mapping[str, nnx.Module]) -> Mapping[str, TensorEntry]:

@@ -18,9 +18,10 @@ from flax import nnx
 
 from easydel.errors import CheckpointError
 from easydel.hub.commit import commit, locked, recover_locked, staging, sweep
+from easydel.hub.quantized import file_links
 from easydel.hub.resolve import INDEX, SINGLE, TEMPLATES, TOKENIZER_FILES, check_inside, read_index
 from easydel.hub.safetensors import header_bytes
-from easydel.hub.weight_map import Link, build_links, stored_variables
+from easydel.hub.weight_map import Link, stored_variables
 from easydel.stacked import Held
 
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", re.IGNORECASE)
@@ -165,10 +166,10 @@ def parse_size(size: str | int, name: str = "max_shard_size") -> int:
 
 def _tensors(module: nnx.Module) -> dict[str, _Tensor]:
     variables, tensors = stored_variables(module), {}
-    for link in build_links(module):
-        dtype = np.dtype(variables[link.targets[0]].dtype)
+    for link in file_links(module):
+        dtypes = link.source_dtypes or (variables[link.targets[0]].dtype,) * len(link.sources)
         for position, (name, shape) in enumerate(zip(link.sources, link.source_shapes, strict=True)):
-            tensors[name] = _Tensor(link, position, dtype, shape)
+            tensors[name] = _Tensor(link, position, np.dtype(dtypes[position]), shape)
     if not tensors:
         raise CheckpointError(f"{type(module).__name__} has no variables to save")
     return tensors

@@ -8,8 +8,9 @@ import numpy as np
 from flax import nnx
 
 from easydel.errors import UnsupportedError
+from easydel.hub.quantized import float_variables
 from easydel.hub.save import link_arrays
-from easydel.hub.weight_map import build_links, stored_variables, tied_names
+from easydel.hub.weight_map import build_links, tied_names
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,8 @@ BITS = {"bfloat16": "int16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 def to_torch(module: nnx.Module) -> dict[str, torch.Tensor]:
     """Return name → CPU tensor, ready for `hf_model.load_state_dict(..., strict=True)`.
 
-    Every tensor owns contiguous memory; tied names share one tensor, as in torch.
+    Every tensor owns contiguous memory; tied names share one tensor, as in torch. Quantized weights are
+    given as the floats their codes stand for.
 
     Raises:
         UnsupportedError: torch is not installed, or a dtype has no partner in torch.
@@ -32,9 +34,9 @@ def to_torch(module: nnx.Module) -> dict[str, torch.Tensor]:
         raise UnsupportedError(
             "to_torch() is not supported without torch; install it (pip install torch) or use save_pretrained()"
         ) from error
-    variables = stored_variables(module)
+    variables = float_variables(module)
     state: dict[str, torch.Tensor] = {}
-    for link in build_links(module, form="memory"):
+    for link in build_links(module, variables, form="memory"):
         for name, array in zip(link.sources, link_arrays(link, variables), strict=True):
             state[name] = _tensor(np.array(array, order="C", copy=True), name)
     for alias, name in tied_names(module).items():

@@ -71,13 +71,17 @@ class WeightRule:
 
 @dataclass(frozen=True)
 class Link:
-    """One resolved line: these tensors of the file are these variables of the module."""
+    """One resolved line: these tensors of the file are these variables of the module.
+
+    `source_dtypes` are those of the tensors where a transform changes them; `None`: the first variable's.
+    """
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     transform: Transform
     source_shapes: tuple[Shape, ...]
     target_shapes: tuple[Shape, ...]
+    source_dtypes: tuple[Any, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from easydel.paths import flatten, named_variables, nest, plain_arrays, to_state
+from easydel.quantization import QuantizedWeight, quantized_layers
 from easydel.sharding import (
     AXIS_NAMES,
     AnyMesh,
@@ -20,13 +21,16 @@ from easydel.sharding import (
     as_mesh,
     check_mesh,
     explain_rules,
+    find_matches,
     fit_spec,
     gather,
     infer_rules,
+    named_shardings,
     place,
     rule_shardings,
     spread_spec,
 )
+from easydel.sharding.rules import RuleMatch
 from easydel.stacked import layer_of, layer_paths
 
 
@@ -49,7 +53,11 @@ def module_shardings(module: Any, rules: PartitionRules, mesh: AnyMesh, *, stric
     """Return path → sharding of every array as it is stored: parameters by the rules, other state replicated."""
     variables = named_variables(module, by_layer=False)
     params = {path: v.get_value() for path, v in variables.items() if isinstance(v, nnx.Param)}
-    shardings: dict[str, Any] = dict(rule_shardings(rules, params, mesh, strict=strict))
+    codes = quantized_matches(module, rules, mesh)
+    arrays = params | {path: variables[path].get_value() for path in codes}
+    matches = find_matches(rules, params) | {path: match for path, (_, match) in codes.items()}
+    specs = {path: match.spec for path, match in matches.items()}
+    shardings: dict[str, Any] = dict(named_shardings(specs, arrays, mesh, strict=strict, rules=matches))
     everywhere = NamedSharding(mesh, PartitionSpec())
     return {path: shardings.get(path, everywhere) for path in (*variables, *plain_arrays(module))}
 
@@ -60,7 +68,35 @@ def explain(module: Any, rules: PartitionRules | None, mesh: Any) -> ShardingExp
     params = {path: arrays.pop(path) for path in named_variables(module, nnx.Param, by_layer=False)}
     arrays |= {path: getattr(node, name) for path, (node, name) in plain_arrays(module).items()}
     rules = rules_in_force(module) if rules is None else rules
-    return explain_rules(rules, params, mesh_of(module, mesh), arrays)
+    mesh = mesh_of(module, mesh)
+    matches = quantized_matches(module, rules, mesh)
+    derived = {path: (arrays.pop(path), kernel, match) for path, (kernel, match) in matches.items()}
+    return explain_rules(rules, params, mesh, arrays, derived)
+
+
+def quantized_matches(module: Any, rules: PartitionRules, mesh: AnyMesh) -> dict[str, tuple[str, RuleMatch]]:
+    """Return path of codes and scales → path of the float kernel in whose place they are, and what its rule makes of
+    them: the transposed spec, for scales without the axes that do not divide the groups.
+
+    Raises:
+        ShardingError: the rules do not fit the kernels, or the mesh.
+    """
+    layers = {f"{path}/kernel" if path else "kernel": layer for path, layer in quantized_layers(module).items()}
+    kernels = {path: _kernel_shape(path, layer) for path, layer in layers.items()}
+    found = {}
+    for path, match in find_matches(rules, kernels).items():
+        for name, variable in layers[path].weight_variables().items():
+            spec = layers[path].spec_of(name, layer_of(match.spec, 0) if match.is_stack else match.spec)
+            spec = PartitionSpec(None, *spec) if match.is_stack else spec
+            if name == "scales":
+                spec = fit_spec(spec, variable.get_value().shape, mesh, path=path, rule=match)
+            found[f"{path.removesuffix('kernel')}{name}"] = path, replace(match, spec=spec)
+    return found
+
+
+def _kernel_shape(path: str, layer: Any) -> jax.ShapeDtypeStruct:
+    stack = layer_paths(path)
+    return jax.ShapeDtypeStruct((*([len(stack)] if stack else []), *layer.kernel_shape), layer.param_dtype)
 
 
 def spread_shardings(module: nnx.Module, mesh: Mesh) -> dict[str, Any]:
@@ -70,7 +106,7 @@ def spread_shardings(module: nnx.Module, mesh: Mesh) -> dict[str, Any]:
     for path, variable in named_variables(module, by_layer=False).items():
         layers = 1 if layer_paths(path) else 0  # a scan takes one layer at a time: that axis stays whole
         spec: PartitionSpec | None = PartitionSpec()
-        if isinstance(variable, nnx.Param):
+        if isinstance(variable, nnx.Param | QuantizedWeight):
             spec = spread_spec(variable.get_value().shape[layers:], mesh)
             spec = None if spec is None else PartitionSpec(*(None,) * layers, *spec)
         if spec is None:

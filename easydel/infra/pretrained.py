@@ -15,18 +15,25 @@ from huggingface_hub.errors import StrictDataclassError
 
 from easydel.errors import CheckpointError, UnsupportedError
 from easydel.hub.fields import check_config, check_content, check_depth, decode_floats
+from easydel.hub.abstract import build_abstract
 from easydel.hub.load import load_module
+from easydel.hub.match import aligned_table
+from easydel.hub.quantized import PARTS, StoredQuantization, rendered_config, stored_layers, stored_quantization
 from easydel.hub.report import short
 from easydel.hub.resolve import checkpoint_table, read_limited
 from easydel.hub.safetensors import TensorEntry, unique_json
+from easydel.hub.weight_map import links_by_form, stored_variables
 from easydel.infra import placing
 from easydel.infra.construct import config_class_of, construct
 from easydel.infra.registry import get_config_class
+from easydel.paths import named_modules
+from easydel.quantization.loading import LoadQuantizer, with_parts
 from easydel.rngs import shape_rngs
 from easydel.sharding import PartitionRules, check_mesh
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+QUANTIZATION = "quantization_config"
 _COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -84,6 +91,8 @@ def load_config(directory: Path, config_class: Any, overrides: Mapping[str, Any]
     if unused:
         raise TypeError(f"{config_class.__name__} has no field {', '.join(map(repr, unused))}")
     check_config(config, file)
+    # How the tensors of a file are stored says nothing of the model: it may be dequantized, or quantized otherwise.
+    vars(config).pop(QUANTIZATION, None)
     config.source_directory = str(directory)
     return config
 
@@ -104,6 +113,7 @@ def load_pretrained(
     strict: bool,
     allow_new: Sequence[str],
     progress: bool,
+    quantizer: LoadQuantizer | None = None,
 ) -> Any:
     """Build a `cls` from the checkpoint in `directory`; see `EasyBridgeMixin.from_pretrained`."""
     own = config is None  # from here on the file answers for what the config says
@@ -114,6 +124,11 @@ def load_pretrained(
     param_dtype = dtype if param_dtype is None else param_dtype
     settings = read_json(directory / GENERATION) if (directory / GENERATION).is_file() else None
     table = checkpoint_table(directory)
+    stored = _stored_quantization(directory, table)
+    if stored is not None:
+        if quantizer is not None:
+            raise ValueError(f"{directory}: is quantized already ({stored.method!r}); leave quantization_method out")
+        table = stored.table
     if own:
         check_depth(config, len(table), directory / CONFIG)
         if hasattr(config, "follow_tensors"):
@@ -144,19 +159,24 @@ def load_pretrained(
                 raise UnsupportedError(f"{directory / CONFIG}: {error}") from error
             raise CheckpointError(f"{directory / CONFIG}: {cls.__name__} cannot be built from it: {error}") from error
 
+    makers: list[Any] = [build, build_shapes]
+    if stored is not None:
+        makers = _quantized_makers(build, build_shapes, stored, directory)
+
     def shardings(module: Any) -> Mapping[str, Any]:
         rules = placing.rules_in_force(module) if partition_rules is None else partition_rules
         return placing.module_shardings(module, rules, placed_on, strict=strict)
 
     model = load_module(
-        build,
+        makers[0],
         directory,
         param_dtype=param_dtype,
         shardings=shardings if shard else None,
         allow_new=allow_new,
         progress=progress,
-        build_shapes=build_shapes,
+        build_shapes=makers[1],
         table=table,
+        quantizer=quantizer,
     )
     if shard:
         model._mark_sharded(placed_on)
@@ -165,10 +185,29 @@ def load_pretrained(
     return model
 
 
+def _stored_quantization(directory: Path, table: Mapping[str, TensorEntry]) -> StoredQuantization | None:
+    """Return how the tensors of a checkpoint are quantized; `None` if they are not."""
+    file = directory / CONFIG
+    settings = read_json(file).get(QUANTIZATION) if file.is_file() else None
+    return None if settings is None else stored_quantization(settings, table, str(file))
+
+
+def _quantized_makers(build: Any, build_shapes: Any, stored: StoredQuantization, directory: Path) -> list[Any]:
+    """Return the two functions with those layers quantized whose codes the checkpoint holds."""
+    settings: dict[str, Any] = {"method": stored.method, "group_size": stored.group_size}
+    whole = build_abstract(with_parts(build_shapes, **settings))
+    variables, modules = stored_variables(whole), named_modules(whole)
+    names, _ = aligned_table(whole, stored.table, links_by_form(whole, variables, modules), modules)
+    paths = stored_layers(whole, frozenset(names), str(directory))
+    return [with_parts(make, paths=paths, **settings) for make in (build, build_shapes)]
+
+
 def checkpoint_dtype(table: Mapping[str, TensorEntry]) -> jnp.dtype:
     """Return the float type that holds most of a checkpoint's bytes, if one can compute in it; else float32."""
     sizes: dict[str, int] = {}
-    for entry in table.values():
+    for name, entry in table.items():
+        if name.endswith(PARTS):  # scales are float32 whatever the model is
+            continue
         if jnp.issubdtype(entry.dtype, jnp.floating):
             sizes[str(entry.dtype)] = sizes.get(str(entry.dtype), 0) + entry.nbytes
     common = max(sizes, key=lambda name: sizes[name], default="float32")
@@ -180,6 +219,8 @@ def rendered_files(model: Any) -> dict[str, str]:
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     content = json.loads(config.to_json_string()) | {"dtype": str(model.module_dtype)}
+    if (quantization := rendered_config(model)) is not None:
+        content[QUANTIZATION] = quantization
     files = {CONFIG: json.dumps(content, indent=2, sort_keys=True) + "\n"}
     settings = model.generation_settings
     if settings is None and model.can_generate:

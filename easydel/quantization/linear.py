@@ -62,8 +62,10 @@ class QuantizedLayer(nnx.Module):
         self.kernel_shape = origin.kernel_shape
         self.features = features
         self.dtype, self.param_dtype = like.dtype, like.param_dtype
+        # Traced, a module must hold arrays; else shapes will do until the numbers come.
+        empty = jnp.zeros if isinstance(like.kernel.get_value(), jax.core.Tracer) else jax.ShapeDtypeStruct
         for name, (shape, dtype) in self.weight_shapes(leading).items():
-            setattr(self, name, QuantizedWeight(jnp.zeros(shape, dtype)))
+            setattr(self, name, QuantizedWeight(empty(shape, dtype)))
 
     def weight_shapes(self, leading: tuple[int, ...] = ()) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Return name → (shape, dtype) of what is in place of the kernel, behind the `leading` axes."""
@@ -251,7 +253,7 @@ def is_quantizable(layer: Any) -> bool:
 
 
 def quantized_layer(layer: Any, method: str, group_size: int, stack: int | None = None) -> QuantizedLayer:
-    """Return the quantized layer in place of `layer`, its codes and scales still zeros.
+    """Return the quantized layer in place of `layer`, its codes and scales still without numbers.
 
     Args:
         layer: see `is_quantizable`.

@@ -169,7 +169,11 @@ class ShardingExplanation:
 
 
 def explain_rules(
-    rules: PartitionRules, parameters: Mapping[str, Any], mesh: AnyMesh, state: Mapping[str, Any] | None = None
+    rules: PartitionRules,
+    parameters: Mapping[str, Any],
+    mesh: AnyMesh,
+    state: Mapping[str, Any] | None = None,
+    derived: Mapping[str, tuple[Any, str, RuleMatch]] | None = None,
 ) -> ShardingExplanation:
     """Work out what rules make of parameters on a mesh.
 
@@ -178,14 +182,17 @@ def explain_rules(
         parameters: path → anything with a shape and a dtype.
         mesh: a mesh, which need not exist here.
         state: likewise, what is no parameter.
+        derived: path → what stands in place of a parameter, the parameter's path and what its rule makes of it here;
+            told among the parameters.
 
     Raises:
         ShardingError: the rules do not fit the parameters or the mesh.
     """
     check_mesh(mesh)
-    matches = find_matches(rules, parameters)
+    derived = derived or {}
+    matches = find_matches(rules, parameters) | {path: match for path, (_, _, match) in derived.items()}
     rows, problems = [], []
-    for path, leaf in parameters.items():
+    for path, leaf in ({**parameters} | {path: leaf for path, (leaf, _, _) in derived.items()}).items():
         try:
             rows.append(_placement(path, leaf, matches[path], mesh))
         except ShardingError as error:
@@ -195,7 +202,8 @@ def explain_rules(
     whole = RuleMatch(None, None, PartitionSpec())
     others = [_placement(path, leaf, whole, mesh) for path, leaf in (state or {}).items()]
     ids = [device.id for device in mesh.devices.flat] if isinstance(mesh, Mesh) else range(mesh.size)
-    decided = [path for path, match in matches.items() if match.index is not None]
+    decided = [path for path, match in matches.items() if match.index is not None and path not in derived]
+    decided += dict.fromkeys(origin for _, origin, match in derived.values() if match.index is not None)
     paths = [layer for path in decided for layer in layer_paths(path) or [path]]
     return ShardingExplanation(
         axes=tuple(mesh.shape.items()),

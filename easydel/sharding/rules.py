@@ -164,4 +164,6 @@ def infer_rules(module: nnx.Module) -> list[tuple[str, PartitionSpec]]:
         elif isinstance(layer, nnx.LinearGeneral | nnx.Einsum | nnx.Conv) and len(kernel) > 1:
             unsharded = (None,) * (len(kernel) - 2)
             rules.append((prefix + "kernel$", PartitionSpec(*unsharded, "fsdp", "tp")))
+        elif (spec := getattr(layer, "inferred_spec", None)) is not None:  # what was such a layer, quantized
+            rules.append((prefix + "kernel$", spec))
     return [*rules, (".*", PartitionSpec())]

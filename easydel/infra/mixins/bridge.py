@@ -16,6 +16,7 @@ from easydel.paths import named_variables
 if TYPE_CHECKING:
     import torch
 
+    from easydel.quantization.loading import LoadQuantizer
     from easydel.sharding import PartitionRules
 
 PathLike = str | os.PathLike[str]
@@ -51,6 +52,9 @@ class EasyBridgeMixin:
         local_files_only: bool = False,
         force_download: bool = False,
         progress: bool = True,
+        quantization_method: str | None = None,
+        quantization_group_size: int | None = None,
+        quantization_pattern: str | None = None,
         **config_fields: Any,
     ) -> Self:
         """Load a model from a local directory or a Hub id.
@@ -76,16 +80,22 @@ class EasyBridgeMixin:
             local_files_only: use what is cached, without network.
             force_download: download again.
             progress: show a bar on long loads.
+            quantization_method: quantize each kernel as it is read, so that the float model never exists whole; as
+                `quantize` takes it, but for `"a8bit"`. A checkpoint that is quantized is read as such without it.
+            quantization_group_size: inputs that share a scale, 64 if `None`.
+            quantization_pattern: regular expression on module paths, all linear layers and experts if `None`.
             **config_fields: fields of the config to override, such as `sharding_axis_dims=(1, 1, 1, -1, 1)`.
 
         Raises:
             CheckpointError: nothing there, broken files, or tensors that do not fit; all of these are listed together.
             ShardingError: the rules do not fit the parameters or the mesh.
             TypeError: a keyword that is neither an argument nor a field of the config.
+            ValueError: a quantization that there is not, or a checkpoint that is quantized already.
         """
         from easydel.hub.resolve import resolve_checkpoint
         from easydel.infra.pretrained import load_pretrained
 
+        quantizer = _quantizer(quantization_method, quantization_group_size, quantization_pattern)
         directory = resolve_checkpoint(
             pretrained_model_name_or_path,
             revision=revision,
@@ -110,6 +120,7 @@ class EasyBridgeMixin:
             strict=strict,
             allow_new=allow_new,
             progress=progress,
+            quantizer=quantizer,
         )
 
     def save_pretrained(self, save_directory: PathLike, max_shard_size: str | int = "5GB") -> None:
@@ -199,3 +210,13 @@ class EasyBridgeMixin:
 
         refuse_shapes(self, "to_torch")  # type: ignore[arg-type]
         return to_torch(self)  # type: ignore[arg-type]
+
+
+def _quantizer(method: str | None, group_size: int | None, pattern: str | None) -> LoadQuantizer | None:
+    if method is None:
+        if group_size is not None or pattern is not None:
+            raise ValueError("quantization_group_size and quantization_pattern need a quantization_method such as 'nf4'")
+        return None
+    from easydel.quantization.loading import LoadQuantizer
+
+    return LoadQuantizer(method, 64 if group_size is None else group_size, ".*" if pattern is None else pattern)

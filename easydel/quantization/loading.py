@@ -1,0 +1,95 @@
+"""Quantizing while a model is read: abstract modules get quantized layers, tensors are turned into codes one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from easydel.errors import UnsupportedError
+from easydel.quantization.apply import quantize_parts
+from easydel.quantization.choose import candidates, chosen_layers
+from easydel.quantization.linear import QuantizedLayer, quantized_layer
+from easydel.quantization.methods import check_group_size, method_named
+from easydel.quantization.replace import replace_modules
+from easydel.quantization.report import remember_errors
+from easydel.stacked import layer_paths
+
+
+def install_layers(module: nnx.Module, method: str, group_size: int, paths: Collection[str] | None = None) -> None:
+    """Replace layers by quantized ones without numbers, in place.
+
+    Args:
+        module: a float module, its arrays abstract.
+        method: name of the method.
+        group_size: inputs that share a scale.
+        paths: of the layers, as they are stored; `None`: all that can be quantized.
+    """
+    for one in candidates(module):
+        if paths is None or one.path in paths:
+            replace_modules(module, {id(one.layer): quantized_layer(one.layer, method, group_size, one.stack)})
+
+
+class LoadQuantizer:
+    """Turns float kernels into codes and scales as they are read.
+
+    Args:
+        method: name of the method.
+        group_size: inputs that share a scale.
+        pattern: regular expression on module paths.
+
+    Raises:
+        ValueError: an unknown method or group size.
+        UnsupportedError: a method that has to see the model run.
+    """
+
+    def __init__(self, method: str, group_size: int = 64, pattern: str = ".*") -> None:
+        self._method, self._group_size, self._pattern = method_named(method), check_group_size(group_size), pattern
+        if self._method.is_calibrated:
+            raise UnsupportedError(
+                f"quantization_method={method!r} is not supported while loading, since it is calibrated on the running "
+                "float model: load it, then call quantize()"
+            )
+        self._places: dict[str, tuple[QuantizedLayer, int]] = {}
+        self._errors: dict[QuantizedLayer, dict[int, float]] = {}
+
+    def install(self, module: nnx.Module) -> None:
+        """Replace the chosen layers of an abstract module by quantized ones, in place."""
+        for one in chosen_layers(module, self._pattern, self._method):
+            layer = quantized_layer(one.layer, self._method.name, self._group_size, one.stack)
+            replace_modules(module, {id(one.layer): layer})
+            for index, path in enumerate(layer_paths(one.path) or [one.path]):
+                self._places[f"{path}/kernel" if path else "kernel"] = layer, index
+
+    def takes(self, path: str) -> bool:
+        """Whether the float parameter at a path (of one layer) becomes codes."""
+        return path in self._places
+
+    def parts(self, path: str, kernel: jax.Array) -> dict[str, jax.Array]:
+        """Return path → array of what comes in place of a float kernel.
+
+        Raises:
+            ValueError: the kernel is not finite.
+        """
+        layer, index = self._places[path]
+        parts, error = quantize_parts(layer, kernel)
+        if not bool(jnp.isfinite(parts["scales"]).all()):
+            raise ValueError(f"{path} holds infinite or undefined numbers, which no group can be scaled by")
+        errors = self._errors.setdefault(layer, {})
+        errors[index] = float(jnp.max(error))
+        remember_errors(layer, [errors[place] for place in sorted(errors)])
+        return {f"{path.removesuffix('kernel')}{name}": array for name, array in parts.items()}
+
+
+def with_parts(make: Any, **settings: Any) -> Any:
+    """Return a function that builds what `make` builds, with quantized layers; settings as of `install_layers`."""
+
+    def build() -> Any:
+        module = make()
+        install_layers(module, **settings)
+        return module
+
+    return build
