@@ -5,20 +5,22 @@ Of a linear layer `x` of `in → out` features such a file holds
 - `x.weight`: uint8 `[out · in / 2, 1]`, the codes of the flattened weight `[out, in]`, the first in the high nibble;
 - `x.weight.absmax`: float32 `[out · in / blocksize]`, one scale for each `blocksize` codes in a row;
 - `x.weight.quant_map`: float32 `[16]`, the code points;
-- `x.weight.quant_state.bitsandbytes__nf4`: uint8, the bytes of a JSON object (`quant_type`, `blocksize`, `dtype`, `shape`).
+- `x.weight.quant_state.bitsandbytes__nf4`: uint8, the bytes of a JSON object (`quant_type`, `blocksize`, `dtype`,
+  `shape`).
 
-With double quantization (QLoRA, arXiv:2305.14314, section 3) `absmax` is uint8, an index into `x.weight.nested_quant_map`
-(float32 `[256]`); each `nested_blocksize` of them share a scale in `x.weight.nested_absmax`, and `nested_offset` is added.
+With double quantization (QLoRA, arXiv:2305.14314, section 3) `absmax` is uint8, an index into
+`x.weight.nested_quant_map` (float32 `[256]`); each `nested_blocksize` of them share a scale in
+`x.weight.nested_absmax`, and `nested_offset` is added.
 
-Where `blocksize` divides `in`, these are our codes and scales in other shapes. So a table of such tensors is read as one
-of ours, byte for byte.
+Where `blocksize` divides `in`, these are our codes and scales in other shapes. So a table of such tensors is read as
+one of ours, byte for byte.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -91,15 +93,14 @@ class NestedScales(TensorEntry):
         offset: added to each.
     """
 
-    codes: TensorEntry | None = None
-    points: TensorEntry | None = None
-    absmax: TensorEntry | None = None
-    blocksize: int = 256
-    offset: float = 0.0
+    codes: TensorEntry = field(kw_only=True)
+    points: TensorEntry = field(kw_only=True)
+    absmax: TensorEntry = field(kw_only=True)
+    blocksize: int = field(kw_only=True)
+    offset: float = field(kw_only=True)
 
     def read(self, index: Index | None = None) -> np.ndarray:
         """Return the scales, or the block `index` of them."""
-        assert self.codes is not None and self.points is not None and self.absmax is not None
         each = np.repeat(self.absmax.read(), self.blocksize)[: self.codes.shape[0]]
         scales = self.points.read()[self.codes.read()] * each + np.float32(self.offset)
         scales = scales.astype(np.float32).reshape(self.shape)
@@ -142,7 +143,7 @@ def unpacked_table(table: Mapping[str, TensorEntry]) -> tuple[dict[str, TensorEn
 
 def _state(entry: TensorEntry, kind: str) -> dict[str, Any]:
     if kind != "nf4":
-        raise UnsupportedError(f"{entry.file}: {entry.name!r} holds {kind!r} codes, which are not supported, only 'nf4'")
+        raise UnsupportedError(f"{entry.file}: {entry.name!r}: {kind!r} codes are not supported, only 'nf4'")
     if entry.dtype != np.uint8 or len(entry.shape) != 1 or entry.nbytes > _LONGEST_STATE:
         raise CheckpointError(f"{entry.file}: {entry.name!r} should be the bytes of a short JSON object, uint8 [n]")
     state = unique_json(entry.read().tobytes(), f"{entry.file}: {entry.name}")
@@ -170,14 +171,16 @@ def _entries(table: Mapping[str, TensorEntry], prefix: str, state: Mapping[str, 
     if nested:
         size = state.get("nested_blocksize")
         if type(size) is not int or size < 1 or not isinstance(state.get("nested_offset"), int | float):
-            raise CheckpointError(f"{prefix}{STATE}nf4 should say nested_blocksize and nested_offset, got {dict(state)}")
+            raise CheckpointError(f"{prefix}{STATE}nf4: expected nested_blocksize and nested_offset, got {dict(state)}")
         wanted["weight.nested_absmax"] = (np.float32, (-(-blocks // size),))
         wanted["weight.nested_quant_map"] = (np.float32, (256,))
     found = {}
     for suffix, (dtype, shape) in wanted.items():
         entry = table.get(f"{prefix}.{suffix}")
         if entry is not None and type(entry) is not TensorEntry:
-            raise UnsupportedError(f"{entry.file}: {entry.name!r}: NF4 codes are not supported in pickles, only in safetensors")
+            raise UnsupportedError(
+                f"{entry.file}: {entry.name!r}: NF4 in pickles is not supported, only in safetensors"
+            )
         if entry is None or entry.dtype != dtype or entry.shape != shape:
             got = "nothing" if entry is None else f"{entry.dtype} {entry.shape}"
             raise CheckpointError(f"{prefix}.{suffix}: expected {np.dtype(dtype)} {shape}, got {got}")

@@ -43,7 +43,8 @@ def match_checkpoint(
     """
     variables, modules = stored_variables(module), named_modules(module)  # walking a deep module is slow: once
     forms = links_by_form(module, variables, modules)
-    table, heads = aligned_table(module, table, forms, modules)
+    wanted = {source for links in forms.values() for link in links for source in link.sources}
+    table, heads = aligned_table(module, table, wanted, modules)
     ties = tied_names(module)
     for alias, name in ties.items():  # a file may hold a tied tensor under its other name only
         if name in wanted and name not in table and alias in table:
@@ -86,11 +87,10 @@ def match_checkpoint(
 def aligned_table(
     module: nnx.Module,
     table: Mapping[str, TensorEntry],
-    forms: Mapping[str, Sequence[Link]],
+    wanted: set[str],
     modules: Mapping[str, nnx.Module],
 ) -> tuple[Mapping[str, TensorEntry], list[str]]:
-    """Return a checkpoint's table under the names that a module's links have, and the names of what no backbone has."""
-    wanted = {source for links in forms.values() for link in links for source in link.sources}
+    """Return a checkpoint's table under the names that a module wants, and the names of what no backbone has."""
     return _align_prefix(_renamed(table, modules), wanted, getattr(module, "base_model_prefix", "") or "")
 
 

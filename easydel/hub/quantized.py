@@ -25,7 +25,7 @@ from easydel.quantization.choose import candidates
 from easydel.quantization.linear import QuantizedLayer, QuantizedLinear, QuantizedWeight
 from easydel.quantization.methods import METHODS
 from easydel.quantization.report import quantized_layers
-from easydel.stacked import Held, kind_of, layer_of, layer_paths
+from easydel.stacked import kind_of, layer_of, layer_paths
 
 OURS = "easydel"
 PARTS = (".codes", ".scales", ".input_scale")
@@ -196,8 +196,8 @@ def stored_quantization(settings: Any, table: Mapping[str, TensorEntry], where: 
     if kind == "bitsandbytes" or settings.get("load_in_4bit"):
         if not settings.get("load_in_4bit") or settings.get("bnb_4bit_quant_type", "fp4") != "nf4":
             raise UnsupportedError(
-                f"{where}: of bitsandbytes only 4-bit NormalFloat (load_in_4bit, bnb_4bit_quant_type 'nf4') is read; its "
-                "8-bit and FP4 weights are not supported: load the float model and quantize it here"
+                f"{where}: of bitsandbytes only 4-bit NormalFloat (load_in_4bit, bnb_4bit_quant_type 'nf4') is read; "
+                "its 8-bit and FP4 weights are not supported: load the float model and quantize it here"
             )
         unpacked, size = unpacked_table(table)
         if size is None:
@@ -230,8 +230,8 @@ def stored_layers(module: nnx.Module, names: frozenset[str], where: str) -> list
         missing = [layer for layer in layers if layer not in found]
         if missing and len(missing) < len(layers):
             raise UnsupportedError(
-                f"{where}: {missing[0]} is not quantized, but other layers of its kind are, which is not supported with "
-                "scan_layers=True; load with scan_layers=False"
+                f"{where}: {missing[0]} is not quantized, but other layers of its kind are, which is not supported "
+                "with scan_layers=True; load with scan_layers=False"
             )
         if not missing:
             paths.append(path)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from easydel.errors import UnsupportedError
 from easydel.infra.registry import TaskType
-from easydel.infra.vocabulary import changed_configs, differences, vocabulary_size
+from easydel.infra.vocabulary import Differences, changed_configs, differences, vocabulary_size
 from easydel.paths import named_modules, named_variables
 
 TOKEN_TASKS = frozenset(
@@ -33,8 +33,9 @@ def token_embedding(module: Any) -> nnx.Embed:
     Raises:
         ValueError: there is none, or there are several; they are named.
     """
-    axes = _vocabulary_axes(module)
-    variables = {id(named_variables(module)[path]): axis for path, axis in axes.items()}
+    axes = _vocabulary_differences(module).axes
+    # A head's kernel is not there if it is quantized.
+    variables = {id(held): axes[path] for path, held in named_variables(module).items() if path in axes}
     found = {
         id(layer.embedding): (path, layer)  # layers that share a table are one answer
         for path, layer in reversed(named_modules(module).items())
@@ -53,11 +54,11 @@ def lm_head(module: Any) -> nnx.Module | None:
     Raises:
         ValueError: there are several such layers; they are named.
     """
-    modules, variables = named_modules(module), named_variables(module)
+    modules, built = named_modules(module), _vocabulary_differences(module)
     found = {}
-    for path, axis in _vocabulary_axes(module).items():
+    for path, axis in built.axes.items():
         parent, _, leaf = path.rpartition("/")
-        if leaf == "kernel" and axis == len(variables[path].get_value().shape) - 1:
+        if leaf == "kernel" and axis == len(built.before[path]) - 1:
             found[parent] = modules[parent]
     if found:
         return _only(module, found, "get_lm_head", "")
@@ -98,9 +99,9 @@ def decoder(module: Any) -> nnx.Module:
     return backbone
 
 
-def _vocabulary_axes(module: Any) -> dict[str, int]:
+def _vocabulary_differences(module: Any) -> Differences:
     # Twice the size shows even where a class rounds the size of its table up.
-    return differences(module, changed_configs(module.config, 2 * vocabulary_size(module.config))).axes
+    return differences(module, changed_configs(module.config, 2 * vocabulary_size(module.config)))
 
 
 def _only(module: Any, found: dict[str, Any], method: str, expected: str) -> Any:

@@ -75,8 +75,9 @@ def explain(module: Any, rules: PartitionRules | None, mesh: Any) -> ShardingExp
 
 
 def quantized_matches(module: Any, rules: PartitionRules, mesh: AnyMesh) -> dict[str, tuple[str, RuleMatch]]:
-    """Return path of codes and scales → path of the float kernel in whose place they are, and what its rule makes of
-    them: the transposed spec, for scales without the axes that do not divide the groups.
+    """Return path of codes or scales → path of the float kernel they stand for, and what its rule makes of them.
+
+    That is the transposed spec, for scales without the axes that do not divide the groups.
 
     Raises:
         ShardingError: the rules do not fit the kernels, or the mesh.

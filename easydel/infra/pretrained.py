@@ -14,8 +14,8 @@ from flax import nnx
 from huggingface_hub.errors import StrictDataclassError
 
 from easydel.errors import CheckpointError, UnsupportedError
-from easydel.hub.fields import check_config, check_content, check_depth, decode_floats
 from easydel.hub.abstract import build_abstract
+from easydel.hub.fields import check_config, check_content, check_depth, decode_floats
 from easydel.hub.load import load_module
 from easydel.hub.match import aligned_table
 from easydel.hub.quantized import PARTS, StoredQuantization, rendered_config, stored_layers, stored_quantization
@@ -123,7 +123,7 @@ def load_pretrained(
         raise TypeError(f"give either config= or its fields, got both ({', '.join(overrides)})")
     param_dtype = dtype if param_dtype is None else param_dtype
     settings = read_json(directory / GENERATION) if (directory / GENERATION).is_file() else None
-    table = checkpoint_table(directory)
+    table: Mapping[str, TensorEntry] = checkpoint_table(directory)
     stored = _stored_quantization(directory, table)
     if stored is not None:
         if quantizer is not None:
@@ -159,22 +159,22 @@ def load_pretrained(
                 raise UnsupportedError(f"{directory / CONFIG}: {error}") from error
             raise CheckpointError(f"{directory / CONFIG}: {cls.__name__} cannot be built from it: {error}") from error
 
-    makers: list[Any] = [build, build_shapes]
+    make, make_shapes = build, build_shapes
     if stored is not None:
-        makers = _quantized_makers(build, build_shapes, stored, directory)
+        make, make_shapes = _quantized_makers(build, build_shapes, stored, directory)
 
     def shardings(module: Any) -> Mapping[str, Any]:
         rules = placing.rules_in_force(module) if partition_rules is None else partition_rules
         return placing.module_shardings(module, rules, placed_on, strict=strict)
 
     model = load_module(
-        makers[0],
+        make,
         directory,
         param_dtype=param_dtype,
         shardings=shardings if shard else None,
         allow_new=allow_new,
         progress=progress,
-        build_shapes=makers[1],
+        build_shapes=make_shapes,
         table=table,
         quantizer=quantizer,
     )
@@ -192,14 +192,17 @@ def _stored_quantization(directory: Path, table: Mapping[str, TensorEntry]) -> S
     return None if settings is None else stored_quantization(settings, table, str(file))
 
 
-def _quantized_makers(build: Any, build_shapes: Any, stored: StoredQuantization, directory: Path) -> list[Any]:
+def _quantized_makers(build: Any, build_shapes: Any, stored: StoredQuantization, directory: Path) -> Any:
     """Return the two functions with those layers quantized whose codes the checkpoint holds."""
     settings: dict[str, Any] = {"method": stored.method, "group_size": stored.group_size}
     whole = build_abstract(with_parts(build_shapes, **settings))
     variables, modules = stored_variables(whole), named_modules(whole)
-    names, _ = aligned_table(whole, stored.table, links_by_form(whole, variables, modules), modules)
+    wanted = {
+        name for links in links_by_form(whole, variables, modules).values() for link in links for name in link.sources
+    }
+    names, _ = aligned_table(whole, stored.table, wanted, modules)
     paths = stored_layers(whole, frozenset(names), str(directory))
-    return [with_parts(make, paths=paths, **settings) for make in (build, build_shapes)]
+    return with_parts(build, paths=paths, **settings), with_parts(build_shapes, paths=paths, **settings)
 
 
 def checkpoint_dtype(table: Mapping[str, TensorEntry]) -> jnp.dtype:

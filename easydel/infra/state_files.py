@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from easydel.checkpoints import load_arrays, save_arrays
 from easydel.checkpoints.arrays import read_metadata
-from easydel.errors import CheckpointError
+from easydel.errors import CheckpointError, UnsupportedError
 from easydel.infra.construct import abstract_module, config_class_of
 from easydel.infra.registry import get_module_class
 from easydel.infra.state_arrays import named_arrays, optimizer_shardings, with_arrays
@@ -42,6 +42,11 @@ def describe(state: Any) -> dict[str, Any]:
 
 def save(state: Any, directory: str | Path, *, overwrite: bool) -> None:
     """Write a state; see `EasyDeLState.save_state`."""
+    if state.model.is_quantized:
+        raise UnsupportedError(
+            "save_state is not supported for a quantized model, whose layers a class does not build from its config: "
+            "write the model with save_pretrained, or dequantize it before training"
+        )
     save_arrays(directory, named_arrays(state), describe(state), overwrite=overwrite)
 
 

@@ -23,7 +23,11 @@ from easydel.sharding import fit_spec
 
 
 def quantize_module(
-    module: Any, method: str = "nf4", group_size: int = 64, pattern: str = ".*", calibration: Sequence[Any] | None = None
+    module: Any,
+    method: str = "nf4",
+    group_size: int = 64,
+    pattern: str = ".*",
+    calibration: Sequence[Any] | None = None,
 ) -> None:
     """Quantize the layers of a module in place; see `EasyDeLBaseModule.quantize`."""
     how, group_size = method_named(method), check_group_size(group_size)
@@ -60,7 +64,7 @@ def dequantize_module(module: nnx.Module) -> None:
 def restored_layer(layer: QuantizedLayer) -> nnx.Module:
     """Return the float layer that the codes stand for, on a mesh split as the codes are."""
     restored: Any = layer.restored()
-    placed = layer.codes.get_value().sharding  # type: ignore[attr-defined]
+    placed = layer.codes.get_value().sharding
     if isinstance(placed, NamedSharding):
         kernel = restored.kernel.get_value()
         stack = kernel.ndim - len(layer.kernel_shape)

@@ -30,7 +30,9 @@ class _Notes:
     """What a layer was given: the sum of magnitudes by input, and the first rows."""
 
     def __init__(self) -> None:
-        self.count, self.total, self.rows = 0, 0.0, []  # type: ignore[var-annotated]
+        self.count = 0
+        self.total: Any = 0.0
+        self.rows: list[np.ndarray] = []
 
     def add(self, x: np.ndarray) -> None:
         self.count += x.shape[0]

@@ -52,7 +52,7 @@ def candidates(module: nnx.Module) -> list[Chosen]:
     )
     found = []
     for path, layer in named_modules(module, by_layer=False).items():
-        if is_quantizable(layer) and uses[id(layer.kernel)] == 1:
+        if is_quantizable(layer) and uses[id(layer.kernel)] == 1:  # type: ignore[attr-defined]
             layers = layer_paths(path)
             found.append(Chosen(path, layer, None if layers is None else len(layers)))
     return found
@@ -94,8 +94,8 @@ def _check_layer(one: Chosen, method: Method) -> None:
     if isinstance(layer, ExpertLinear):
         if method.quantizes_activations:
             raise UnsupportedError(
-                f"{method.name!r} is not supported for experts ({where}), whose activations stay floats; leave them out "
-                "by the quantization_pattern, or use 'nf4', '8bit' or 'a8bit'"
+                f"{method.name!r} is not supported for experts ({where}), whose activations stay floats; leave them "
+                "out by the quantization_pattern, or use 'nf4', '8bit' or 'a8bit'"
             )
         return
     for name, plain in _PLAIN.items():

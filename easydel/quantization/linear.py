@@ -44,19 +44,29 @@ class QuantizedLayer(nnx.Module):
     """A layer with `codes`, `scales` and, where inputs are scaled, `input_scale`, in place of a kernel.
 
     Args:
-        origin: the layer that it was.
+        like: the layer that it was; its dtypes are taken over.
+        origin: of it.
         method: name of the quantization method.
         group_size: inputs that share a scale.
         features: how many inputs and outputs the weight has, all axes of each counted together.
         leading: axes of the codes before the weight's own: of layers stored stacked, of experts.
-        like: the layer it was; its dtypes are taken over.
     """
+
+    codes: QuantizedWeight
+    scales: QuantizedWeight
+    input_scale: QuantizedWeight
 
     is_quantized_layer: ClassVar[bool] = True
     experts_axes: ClassVar[int] = 0
 
     def __init__(
-        self, origin: Origin, method: str, group_size: int, features: tuple[int, int], leading: tuple[int, ...], like: Any
+        self,
+        origin: Origin,
+        method: str,
+        group_size: int,
+        features: tuple[int, int],
+        leading: tuple[int, ...],
+        like: Any,
     ) -> None:
         self.origin, self.method, self.group_size = origin, method, group_size
         self.kernel_shape = origin.kernel_shape
@@ -172,7 +182,7 @@ class QuantizedLinear(QuantizedLayer):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         features = (_count(layer.in_features), _count(layer.out_features))
         leading = () if stack is None else (stack,)
-        super().__init__(Origin(nnx.graphdef(layer), shape), method, group_size, features, leading, layer)
+        super().__init__(layer, Origin(nnx.graphdef(layer), shape), method, group_size, features, leading)
         self.axis = getattr(layer, "axis", (-1,))
         self.use_bias, self.precision = layer.use_bias, layer.precision
         self.roles = getattr(layer, "roles", None)
@@ -233,7 +243,7 @@ class QuantizedExpertLinear(QuantizedLayer):
         shape = tuple(kernel.shape) if stack is None else tuple(kernel.shape[1:])
         experts, inputs, outputs = shape
         leading = (experts,) if stack is None else (stack, experts)
-        super().__init__(Origin(nnx.graphdef(layer), shape), method, group_size, (inputs, outputs), leading, layer)
+        super().__init__(layer, Origin(nnx.graphdef(layer), shape), method, group_size, (inputs, outputs), leading)
 
     def weights(self) -> jax.Array:
         """Return the kernels `[experts, in, out]` in the compute dtype; they are made anew at each use."""

@@ -215,7 +215,7 @@ class EasyBridgeMixin:
 def _quantizer(method: str | None, group_size: int | None, pattern: str | None) -> LoadQuantizer | None:
     if method is None:
         if group_size is not None or pattern is not None:
-            raise ValueError("quantization_group_size and quantization_pattern need a quantization_method such as 'nf4'")
+            raise ValueError("quantization_group_size and quantization_pattern need a quantization_method, such as nf4")
         return None
     from easydel.quantization.loading import LoadQuantizer
 
