@@ -76,7 +76,8 @@ def _may_hold(value: Any) -> bool:
 _PLAIN = frozenset({type(None), bool, int, float, str, type, FunctionType, type(np.dtype("float32"))})
 
 
-def _natural(path: str) -> list[tuple[bool, int, str]]:
+def natural(path: str) -> list[tuple[bool, int, str]]:
+    """Return what paths are sorted by: names by letters, layers by number."""
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.split("/")]
 
 
@@ -96,7 +97,7 @@ def named_variables(
         if isinstance(node, kind):
             paths = layer_paths(path) if by_layer else None
             found |= {path: node} if paths is None else {p: LayerVariable(node, n) for n, p in enumerate(paths)}
-    return {path: found[path] for path in sorted(found, key=_natural)}
+    return {path: found[path] for path in sorted(found, key=natural)}
 
 
 def named_modules(module: nnx.Module, *, by_layer: bool = True) -> dict[str, nnx.Module]:
@@ -111,7 +112,7 @@ def named_modules(module: nnx.Module, *, by_layer: bool = True) -> dict[str, nnx
     for path, node in _walk(module):
         if isinstance(node, nnx.Module):
             found |= dict.fromkeys((layer_paths(path) if by_layer else None) or [path], node)
-    return {path: found[path] for path in sorted(found, key=_natural)}
+    return {path: found[path] for path in sorted(found, key=natural)}
 
 
 def plain_arrays(module: nnx.Module) -> dict[str, tuple[nnx.Module, str]]:
@@ -219,7 +220,11 @@ def matching(pattern: str, paths: Iterable[str], *, what: str = "path") -> list[
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
     if found := [path for path in paths if compiled.search(path)]:
         return found
-    hint = f"; nearest: {', '.join(near)}" if (near := nearest(pattern, paths)) else ""
+    near = nearest(pattern, paths)
+    if not near:  # a short name is like no long path, but perhaps like the end of one
+        ends = nearest(pattern, dict.fromkeys(path.rpartition("/")[2] for path in paths))
+        near = [next(path for path in paths if path.rpartition("/")[2] == end) for end in ends]
+    hint = f"; nearest: {', '.join(near)}" if near else ""
     raise ValueError(f"the pattern {pattern!r} matches no {what}{hint}")
 
 

@@ -53,7 +53,7 @@ class _Observed(nnx.Module):
                 f"calibrating {self.path} is not supported, because its layer runs inside a scan or is computed again "
                 "for gradients: quantize with config.scan_layers=False and gradient_checkpointing='none'"
             )
-        axes = getattr(self.layer, "axis", (-1,))
+        axes = sorted(axis % inputs.ndim for axis in getattr(self.layer, "axis", (-1,)))
         x = jnp.moveaxis(inputs, axes, range(inputs.ndim - len(axes), inputs.ndim))
         features = int(np.prod(x.shape[inputs.ndim - len(axes) :]))
         self.notes.add(np.asarray(x, np.float32).reshape(-1, features))

@@ -61,12 +61,12 @@ class QuantizedLayer(nnx.Module):
 
     def __init__(
         self,
+        like: Any,
         origin: Origin,
         method: str,
         group_size: int,
         features: tuple[int, int],
         leading: tuple[int, ...],
-        like: Any,
     ) -> None:
         self.origin, self.method, self.group_size = origin, method, group_size
         self.kernel_shape = origin.kernel_shape
@@ -205,8 +205,8 @@ class QuantizedLinear(QuantizedLayer):
         x = inputs.astype(self.dtype or jnp.result_type(inputs, self.param_dtype))
         axes = sorted(axis % x.ndim for axis in self.axis)
         left = [size for axis, size in enumerate(x.shape) if axis not in axes]
-        if axes != [x.ndim - 1]:
-            x = jnp.moveaxis(x, self.axis, range(x.ndim - len(axes), x.ndim))
+        if axes != [x.ndim - 1]:  # sorted, as nnx.LinearGeneral contracts them
+            x = jnp.moveaxis(x, axes, range(x.ndim - len(axes), x.ndim))
         x = x.reshape(*left, self.features[0])
         if x.ndim != 2 and not sequence_is_split():
             x = x.reshape(-1, self.features[0])

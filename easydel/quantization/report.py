@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from flax import nnx
 
-from easydel.paths import named_modules
+from easydel.paths import named_modules, natural
 from easydel.quantization.linear import QuantizedLayer, QuantizedWeight
 from easydel.stacked import layer_paths
 
@@ -120,6 +120,7 @@ def report_of(module: nnx.Module) -> QuantizationReport | None:
         return None
     first = next(iter(layers.values()))
     entries = [entry for path, layer in layers.items() for entry in _entries(path, layer)]
+    entries.sort(key=lambda entry: natural(entry.path))
     return QuantizationReport(first.method, first.group_size, tuple(entries))
 
 

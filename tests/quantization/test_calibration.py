@@ -1,0 +1,62 @@
+"""`a8bit` against `8bit` where inputs differ in size, and what is observed."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from easydel.quantization.calibration import EXPONENTS, observe
+from easydel.quantization.choose import candidates
+from tests.quantization.tiny import CALIBRATION, IDS, assert_unharmed, held, llama, logits
+
+
+def planted():
+    """Return a model a few of whose channels are 100 times as large between norm and projections, to no other effect."""
+    model = llama()
+    for layer in model.model.layers:
+        for norm, layers in (
+            (layer.input_layernorm, (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)),
+            (layer.post_attention_layernorm, (layer.mlp.gate_proj, layer.mlp.up_proj)),
+        ):
+            factor = jnp.ones(64).at[jnp.asarray([3, 17, 40])].set(100.0)
+            norm.scale.set_value(norm.scale.get_value() * factor)
+            for linear in layers:
+                linear.kernel.set_value(linear.kernel.get_value() / factor[:, None])
+    return model
+
+
+def test_a8bit_beats_8bit_on_planted_outliers():
+    exact = logits(planted())
+    np.testing.assert_allclose(exact, logits(llama()), atol=1e-4)  # the planted factors cancel
+    plain = np.abs(logits(planted().quantize("8bit")) - exact).mean()
+    aware = np.abs(logits(planted().quantize("a8bit", calibration=CALIBRATION)) - exact).mean()
+    assert aware < 0.5 * plain
+
+
+def test_observed_inputs_are_those_of_the_layers():
+    model = llama()
+    before = held(model)
+    first = [one for one in candidates(model) if one.path == "model/layers/0/self_attn/q_proj"]
+    notes = observe(model, first, [{"input_ids": IDS}, {"input_ids": IDS[:1]}])
+    assert_unharmed(model, before)
+    block = model.model.layers[0]
+    given = np.asarray(block.input_layernorm(model.model.embed_tokens(IDS)), np.float64).reshape(16, 64)
+    seen = notes["model/layers/0/self_attn/q_proj"]
+    assert seen.count == 24
+    np.testing.assert_allclose(seen.total, np.abs(given).sum(0) + np.abs(given[:8]).sum(0), rtol=1e-5)
+    np.testing.assert_allclose(np.concatenate(seen.rows)[:16], given, rtol=1e-5, atol=1e-6)
+
+
+def test_without_batches_it_warns_and_factors_are_powers_of_the_mean():
+    model = llama()
+    with pytest.warns(UserWarning, match="calibrated on a few random tokens"):
+        model.quantize("a8bit")
+    scale = np.asarray(model.lm_head.input_scale.get_value())
+    assert (scale > 0).all()
+    again = llama().quantize("a8bit", calibration=[{"input_ids": IDS}])
+    notes = observe(llama(), [one for one in candidates(llama()) if one.path == "lm_head"], [{"input_ids": IDS}])
+    mean = notes["lm_head"].total / notes["lm_head"].count
+    mean = mean / np.exp(np.log(mean).mean())
+    got = np.asarray(again.lm_head.input_scale.get_value())
+    assert any(np.allclose(got, mean**exponent, rtol=1e-4) for exponent in EXPONENTS)
