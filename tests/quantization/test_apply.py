@@ -156,7 +156,7 @@ def test_stacked_layers_quantize_as_single_ones_do():
             assert (one.path, one.bytes_after) == (two.path, two.bytes_after)
             assert one.relative_error == pytest.approx(two.relative_error, rel=1e-4)
     model = llama(scan_layers=True)
-    with pytest.raises(UnsupportedError, match="matches model/layers/0/.*but not model/layers/1"):
+    with pytest.raises(UnsupportedError, match=r"matches model/layers/0/.*but not model/layers/1"):
         model.quantize(quantization_pattern="layers/0")
     with pytest.raises(UnsupportedError, match="scan_layers=False"):
         quantize(model, "a8bit")

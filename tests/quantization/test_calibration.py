@@ -12,7 +12,7 @@ from tests.quantization.tiny import CALIBRATION, IDS, assert_unharmed, held, lla
 
 
 def planted():
-    """Return a model a few of whose channels are 100 times as large between norm and projections, to no other effect."""
+    """Return a model with channels 100 times as large between norms and projections, to no other effect."""
     model = llama()
     for layer in model.model.layers:
         for norm, layers in (

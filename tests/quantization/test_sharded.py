@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from easydel import MixtralConfig, MixtralForCausalLM
 from easydel.quantization import quantized_layers
@@ -24,17 +25,20 @@ def test_eight_devices_give_what_one_gives(method, scan, mesh):
     model = llama(scan_layers=scan).quantize(method, group_size=16)
     exact = logits(model)
     model.shard_model(mesh=mesh)
-    np.testing.assert_allclose(logits(model), exact, atol=1e-5)  # partial sums are added in another order
+    # Partial sums are added in another order; and an activation halfway between two codes may then round to the other
+    # one, a step of 1/127 of the largest, so that logits of size 0.4 change in the third digit.
+    close = 5e-3 if method == "a8q" else 1e-5
+    np.testing.assert_allclose(logits(model), exact, atol=close)
     other = llama(scan_layers=scan).shard_model(mesh=mesh).quantize(method, group_size=16)
     for (path, one), two in zip(quantized_layers(model).items(), quantized_layers(other).values(), strict=True):
         lead = (None,) if "0:2:1" in path else ()
         spec = ("fsdp", "tp") if path.endswith(("o_proj", "down_proj")) else ("tp", "fsdp")
         for name, variable in one.weight_variables().items():
             array, same = variable.get_value(), two.weight_variables()[name].get_value()
-            assert array.sharding.spec == (*lead, *spec), path
+            assert array.sharding.spec == PartitionSpec(*lead, *spec), path
             assert array.sharding.is_equivalent_to(same.sharding, array.ndim), path
             np.testing.assert_array_equal(array, same)
-    np.testing.assert_allclose(logits(other), exact, atol=1e-5)
+    np.testing.assert_allclose(logits(other), exact, atol=close)
     other.gather_model()
     np.testing.assert_array_equal(logits(other), exact)
     other.fully_shard(mesh).dequantize()
@@ -44,9 +48,9 @@ def test_eight_devices_give_what_one_gives(method, scan, mesh):
 def test_scales_are_split_by_what_divides(mesh):
     model = llama().quantize("8bit").shard_model(mesh=mesh)  # one group a row of 64 inputs, two of 128
     up, down = (getattr(model.model.layers[0].mlp, name) for name in ("up_proj", "down_proj"))
-    assert up.codes.get_value().sharding.spec == ("tp", "fsdp")
-    assert up.scales.get_value().sharding.spec == ("tp", None)
-    assert down.scales.get_value().sharding.spec == ("fsdp", "tp")
+    assert up.codes.get_value().sharding.spec == PartitionSpec("tp", "fsdp")
+    assert up.scales.get_value().sharding.spec == PartitionSpec("tp", None)
+    assert down.scales.get_value().sharding.spec == PartitionSpec("fsdp", "tp")
 
 
 def test_explained_as_it_is_placed(mesh):
@@ -76,5 +80,5 @@ def test_experts_and_user_models_without_rules(mesh):
     mine = MyModel(MyModelConfig(vocab_size=64, hidden_size=16), rngs=nnx.Rngs(0)).quantize("nf4", group_size=4)
     exact = logits(mine, IDS)
     mine.shard_model(mesh=mesh)
-    assert mine.up.codes.get_value().sharding.spec == ("tp", "fsdp")
+    assert mine.up.codes.get_value().sharding.spec == PartitionSpec("tp", "fsdp")
     np.testing.assert_allclose(logits(mine, IDS), exact, atol=1e-5)
