@@ -28,6 +28,8 @@ def test_applying_quantization(case, model, input_ids, method):
     assert is_quant is True
     assert {f"{layer.path}/kernel" for layer in model.quantization_report.layers} == kernels
     assert all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(model.params))
-    # Of logits up to 3: 4-bit layers add up to a few tenths, 8-bit ones to a few hundredths
-    allowed = 0.5 if method in ("nf4", "a4q") else 0.05
-    assert 0 < np.abs(np.asarray(case.logits(model, input_ids)) - exact).max() < allowed
+    near = np.asarray(case.logits(model, input_ids))
+    # Rounding a normal weight's groups of up to 64 costs about 0.1 of its norm in 4 bits and 0.01 in 8; rounding
+    # activations as much again. Independent errors of three layers in a row add up by their squares: √3 or √6 of that.
+    allowed = {"nf4": 0.2, "a4q": 0.3}.get(method, 0.03)
+    assert 0 < np.linalg.norm(near - exact) / np.linalg.norm(exact) < allowed
