@@ -8,9 +8,10 @@ compiled for a CPU.
 from easydel.native.few_rows import Slice, few_rows, kernels_are_sliced, serves_few_rows
 from easydel.native.grouped import grouped, serves_grouped
 from easydel.native.library import is_available
-from easydel.native.quantized import dequantized, integer_rows, quantized_rows, serves_quantized_rows
+from easydel.native.quantized import MOST_ROWS, dequantized, integer_rows, quantized_rows, serves_quantized_rows
 
 __all__ = [
+    "MOST_ROWS",
     "Slice",
     "dequantized",
     "few_rows",

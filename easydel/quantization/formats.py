@@ -24,14 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NF4 = np.array(
-    [
-        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-    ],
-    np.float32,
-)  # fmt: skip
+from easydel.native.quantized_forms import NF4_VALUES
+
+NF4 = np.array(NF4_VALUES, np.float32)
 """The 16 points of 4-bit NormalFloat (QLoRA, arXiv:2305.14314, appendix E)."""
 
 _BORDERS = ((NF4[1:].astype(np.float64) + NF4[:-1]) / 2).astype(np.float32)

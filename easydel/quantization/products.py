@@ -8,30 +8,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from easydel.quantization.formats import LARGEST, code_values, dequantize, grouped, is_packed, unpack
+from easydel import native
+from easydel.native.quantized_forms import Kind
+from easydel.quantization import pallas
+from easydel.quantization.formats import LARGEST, dequantize, grouped, is_packed, unpack
 from easydel.sharding import is_on_one_device
-
-FEW_ROWS = 4
-"""Up to so many rows XLA multiplies and sums on a CPU; beyond, making the weight whole first pays."""
 
 LARGEST_PARTS = 2**26
 """How many partial sums of groups may exist at once."""
 
 
-def choose(x: jax.Array, codes: jax.Array, format: str, group_size: int) -> str:
+def choose(x: jax.Array, codes: jax.Array, group_size: int) -> str:
     """Return the form in which a product is computed here.
 
     Returns:
-        `"rows"`: multiply and sum without the weight ever being made, for a few rows of whole groups on one CPU;
-        `"whole"`: the weight is made in the compute dtype, then multiplied, anything else.
+        `"rows"`: few rows and a weight on one device, by a kernel that reads nothing but codes and scales (C++ on CPUs,
+        Pallas on NVIDIA GPUs; XLA's form of the same where there is none); `"whole"`: the weight is made, then
+        multiplied, anything else.
     """
-    in_features = x.shape[-1]
-    few = x.ndim == 2 and 0 < x.shape[0] <= FEW_ROWS and codes.ndim == 2
-    width = min(group_size, in_features)
-    whole_groups = in_features % width == 0 and (not is_packed(format) or width % 2 == 0)
-    if few and whole_groups and is_on_one_device() and jax.default_backend() == "cpu":
-        return "rows"
-    return "whole"
+    few = x.ndim == 2 and 0 < x.shape[0] <= native.MOST_ROWS and codes.ndim == 2
+    return "rows" if few and group_size % 2 == 0 and is_on_one_device() else "whole"
 
 
 def quantized_product(
@@ -39,7 +35,7 @@ def quantized_product(
     codes: jax.Array,
     scales: jax.Array,
     *,
-    format: str,
+    format: Kind,
     group_size: int,
     precision: Any = None,
 ) -> jax.Array:
@@ -56,10 +52,14 @@ def quantized_product(
     Returns:
         `[rows, out]` in the dtype of `x`, summed in float32.
     """
-    if choose(x, codes, format, group_size) == "rows":
-        return _rows(x, codes, scales, format, group_size)
-    options: dict[str, Any] = {"format": format, "group_size": group_size, "in_features": x.shape[-1]}
-    weight = dequantize(codes, scales, dtype=x.dtype, **options)
+    if choose(x, codes, group_size) == "rows":
+        return pallas.quantized_rows(x, codes, scales, kind=format, group_size=group_size)
+    if codes.ndim == 2 and is_on_one_device():
+        options: dict[str, Any] = {"kind": format, "group_size": group_size, "inputs": x.shape[-1]}
+        weight = native.dequantized(codes, scales, **options).astype(x.dtype)
+    else:
+        options = {"format": format, "group_size": group_size, "in_features": x.shape[-1]}
+        weight = dequantize(codes, scales, dtype=x.dtype, **options)
     return _dot(x, weight, precision).astype(x.dtype)
 
 
@@ -68,21 +68,7 @@ def _dot(x: jax.Array, weight: jax.Array, precision: Any = None) -> jax.Array:
     return jax.lax.dot_general(x, weight, contracted, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _rows(x: jax.Array, codes: jax.Array, scales: jax.Array, format: str, group_size: int) -> jax.Array:
-    """Multiply a few rows, one after the other: codes are converted as they are read, nothing is written.
-
-    As a matrix product, XLA would write the converted weight to memory first.
-    """
-    values = grouped(code_values(codes, format, x.shape[-1]), group_size)
-
-    def one(row: jax.Array) -> jax.Array:
-        parts = jnp.sum(values * grouped(row.astype(jnp.float32), group_size)[None], axis=-1)
-        return jnp.sum(parts * scales, axis=-1)
-
-    return jnp.stack([one(row) for row in x]).astype(x.dtype)
-
-
-def integer_product(x: jax.Array, codes: jax.Array, scales: jax.Array, *, format: str, group_size: int) -> jax.Array:
+def integer_product(x: jax.Array, codes: jax.Array, scales: jax.Array, *, format: Kind, group_size: int) -> jax.Array:
     """Multiply activations, quantized here, by a quantized weight; products of codes are summed as integers.
 
     Each token's activations get the weight's integer format with one scale, `s = max|x| / 127` (`/ 7`), and codes
@@ -104,10 +90,13 @@ def integer_product(x: jax.Array, codes: jax.Array, scales: jax.Array, *, format
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _integer(x: jax.Array, codes: jax.Array, scales: jax.Array, format: str, group_size: int) -> jax.Array:
+def _integer(x: jax.Array, codes: jax.Array, scales: jax.Array, format: Kind, group_size: int) -> jax.Array:
+    given, of_tokens = quantize_tokens(x, format)
+    if choose(x, codes, group_size) == "rows":
+        out = native.integer_rows(given, codes, scales, kind=format, group_size=group_size)
+        return (out * of_tokens).astype(x.dtype)
     whole = unpack(codes, format, x.shape[-1]) if is_packed(format) else codes
     weights = grouped(whole, group_size)  # [out, groups, width]
-    given, of_tokens = quantize_tokens(x, format)
     rows = grouped(given, group_size).reshape(-1, *weights.shape[1:])
 
     def products(block: jax.Array) -> jax.Array:

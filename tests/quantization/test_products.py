@@ -10,6 +10,7 @@ import pytest
 from easydel.quantization import products
 from easydel.quantization.formats import FORMATS, LARGEST, dequantize, quantize
 from easydel.quantization.products import choose, integer_product, quantized_product
+from easydel.sharding import activation_mesh, create_mesh
 
 SHAPES = [(1, 16, 6, 8), (4, 16, 6, 8), (9, 16, 6, 8), (2, 18, 5, 8), (2, 7, 3, 3), (3, 8, 4, 64)]
 
@@ -45,10 +46,12 @@ def test_product_is_that_with_the_dequantized_weight(format, rows, inputs, outpu
 
 def test_forms_by_shape():
     codes = jnp.zeros((6, 16), jnp.int8)
-    assert choose(jnp.zeros((1, 16)), codes, "int8", 8) == "rows"
-    assert choose(jnp.zeros((5, 16)), codes, "int8", 8) == "whole"
-    assert choose(jnp.zeros((1, 18)), jnp.zeros((6, 18), jnp.int8), "int8", 8) == "whole"
-    assert choose(jnp.zeros((1, 1, 16)), codes, "int8", 8) == "whole"
+    assert choose(jnp.zeros((8, 16)), codes, 8) == "rows"
+    assert choose(jnp.zeros((9, 16)), codes, 8) == "whole"
+    assert choose(jnp.zeros((1, 16)), codes, 3) == "whole"
+    assert choose(jnp.zeros((1, 1, 16)), codes, 8) == "whole"
+    with activation_mesh(create_mesh((1, 8, 1, 1, 1))):
+        assert choose(jnp.zeros((8, 16)), codes, 8) == "whole"
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
@@ -83,10 +86,12 @@ def test_integer_product_passes_gradients_straight_through():
     np.testing.assert_allclose(gradient, np.broadcast_to(wanted, gradient.shape), atol=1e-5)
 
 
-def test_integer_product_sums_integers():
+@pytest.mark.parametrize(("rows", "sums"), [(9, "preferred_element_type=int32"), (2, "i8[2,16]")])
+def test_integer_product_sums_integers(rows, sums):
+    """Many rows by a product into int32; few by the kernel, which takes the activations' codes (tests/native)."""
     text = str(
         jax.make_jaxpr(lambda *a: integer_product(*a, format="int8", group_size=8))(
-            jnp.zeros((2, 16)), jnp.zeros((4, 16), jnp.int8), jnp.zeros((4, 2))
+            jnp.zeros((rows, 16)), jnp.zeros((4, 16), jnp.int8), jnp.zeros((4, 2))
         )
     )
-    assert "preferred_element_type=int32" in text
+    assert sums in text
