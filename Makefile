@@ -31,7 +31,7 @@ demo: $(VENV)/.demo-ready  ## Load, generate, fine-tune, save and reload the emb
 	$(VENV)/bin/easydel demo $(ARGS)
 
 test: $(VENV)/.test-ready  ## Run the tests (ARGS="-k name" selects some)
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 families: $(VENV)/.test-ready  ## Prove every family and write what was measured into docs/families.md (minutes)
 	$(VENV)/bin/python -m tests.models.families --jobs $(JOBS)

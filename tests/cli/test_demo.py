@@ -12,8 +12,6 @@ from easydel import LlamaForCausalLM
 from easydel.cli import demo
 from easydel.cli.app import app
 
-pytestmark = pytest.mark.xdist_group("demo")  # one worker runs it, once for all tests here
-
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -57,8 +59,15 @@ def checkpoint(tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("which", MESHES)
-@pytest.mark.parametrize("name", MODELS)
+def pairs(default, rest):
+    """Parameters of a test: those it always runs with, and those that are slow."""
+    return [*default, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in rest if pair not in default)]
+
+
+@pytest.mark.parametrize(
+    ("name", "which"),
+    pairs([("llama", "fsdp"), ("gpt2", "tp"), ("mixtral", "mixed")], itertools.product(MODELS, MESHES)),
+)
 def test_loading_and_saving(name, which, checkpoint, tmp_path, monkeypatch):
     cls, mesh = MODELS[name][0], mesh_named(which)
     with measured(monkeypatch, load, "place_link") as peak:
@@ -75,7 +84,8 @@ def test_loading_and_saving(name, which, checkpoint, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "which"), [*(("llama", which) for which in MESHES), ("mixtral", "experts"), ("scanned", "tp")]
+    ("name", "which"),
+    pairs([("llama", "fsdp"), ("scanned", "tp")], [("llama", "mixed"), ("llama", "tp"), ("mixtral", "experts")]),
 )
 def test_initialising(name, which, monkeypatch):
     cls, config = SCANNED if name == "scanned" else MODELS[name]

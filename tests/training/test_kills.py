@@ -73,6 +73,7 @@ def test_killed_again_and_again(whole, compiled, tmp_path, kills):
     assert all(expected[number] == digest for number, digest in got)  # a step repeated sees the same batch
 
 
+@pytest.mark.slow  # test_trainer.py sends signals to a run in its own process
 def test_sigterm_saves_and_leaves_with_success(whole, compiled, tmp_path):
     run = start(tmp_path, compiled)
     while len(seen(tmp_path)) < 5:
