@@ -16,7 +16,15 @@ import jax
 import jax.numpy as jnp
 
 from easydel.loss.config import LossConfig
-from easydel.loss.cross_entropy import Metrics, Sums, arithmetic_dtype, reduce_sums, token_losses, total
+from easydel.loss.cross_entropy import (
+    Metrics,
+    Sums,
+    arithmetic_dtype,
+    first_largest,
+    reduce_sums,
+    token_losses,
+    total,
+)
 from easydel.loss.uncomputed import UncomputedLogits
 from easydel.sharding import activation_mesh, constrain, current_mesh
 from easydel.sharding.activations import activation_spec
@@ -192,9 +200,7 @@ def _measure(how: _How, logits: jax.Array, targets: jax.Array) -> tuple[Any, jax
     log_partition = jnp.log(jnp.exp(logits - largest).sum(axis=-1)) + largest[..., 0]
     means = logits.mean(axis=-1) if how.config.label_smoothing else None
     losses, z_losses = token_losses(log_partition, target_logits, means, how.config)
-    # The first of equal logits, as argmax chooses.
-    chosen = jnp.min(jnp.where(logits == largest, classes, logits.shape[-1]), axis=-1)
-    correct = jnp.sum(chosen == targets, where=counts)
+    correct = jnp.sum(first_largest(logits) == targets, where=counts)
     return (total(losses, counts), total(z_losses, counts), correct), log_partition, hits
 
 
