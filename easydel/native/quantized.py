@@ -18,7 +18,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from easydel.native import library, quantized_forms
-from easydel.native.quantized_forms import Kind
+from easydel.native.codes import Kind, dequantize, table
 
 MOST_ROWS = 8
 """Where dequantizing pays: more rows than these share the work."""
@@ -97,7 +97,7 @@ def integer_rows(x: jax.Array, codes: jax.Array, scales: jax.Array, *, kind: Kin
 
 def dequantized(codes: jax.Array, scales: jax.Array, *, kind: Kind, group_size: int, inputs: int) -> jax.Array:
     """Return the float32 weights `[out, inputs]`; on a CPU by a kernel, which is bound by writing them."""
-    form = functools.partial(quantized_forms.dequantize, kind=kind, group_size=group_size, inputs=inputs)
+    form = functools.partial(dequantize, kind=kind, group_size=group_size, inputs=inputs)
     quantized_forms.check(inputs, codes, scales, kind, group_size)
     if not library.is_available() or group_size % 2:
         return form(codes, scales)
@@ -105,7 +105,7 @@ def dequantized(codes: jax.Array, scales: jax.Array, *, kind: Kind, group_size: 
     def native(codes: jax.Array, scales: jax.Array) -> jax.Array:
         result = jax.ShapeDtypeStruct((codes.shape[0], inputs), jnp.float32)
         call = jax.ffi.ffi_call("easydel_dequantize", result, vmap_method="sequential")
-        return call(codes, scales, _table(kind), group_size=np.int64(group_size))
+        return call(codes, scales, table(kind), group_size=np.int64(group_size))
 
     return jax.lax.platform_dependent(codes, scales, cpu=native, default=form)
 
@@ -129,7 +129,7 @@ def _rows_jvp(kind, group_size, primals, tangents):  # type: ignore[no-untyped-d
     if not isinstance(x_dot, SymbolicZero):
         moved = _product(x_dot, codes, scales, kind, group_size)
     if not isinstance(scales_dot, SymbolicZero):
-        weights_dot = quantized_forms.dequantize(codes, scales_dot, kind, group_size, x.shape[1])
+        weights_dot = dequantize(codes, scales_dot, kind=kind, group_size=group_size, inputs=x.shape[1])
         moved = moved + x @ weights_dot.T
     return _rows(x, codes, scales, kind, group_size), moved
 
@@ -145,18 +145,13 @@ def _product(x: jax.Array, codes: jax.Array, scales: jax.Array, kind: Kind, grou
     )
 
 
-def _table(kind: Kind) -> np.ndarray:
-    """Return the values of 4-bit codes; int8 codes stand for themselves and look at none."""
-    return quantized_forms.table("int4" if kind == "int8" else kind)
-
-
 def _native(
     x: jax.Array, codes: jax.Array, scales: jax.Array, kind: Kind, group_size: int, widest: bool = True
 ) -> jax.Array:
     """Call the kernel, by the widest instructions of the processor or by AVX2."""
     result = jax.ShapeDtypeStruct((x.shape[0], codes.shape[0]), jnp.float32)
     call = jax.ffi.ffi_call("easydel_quantized_rows", result, vmap_method="sequential")
-    return call(x, codes, scales, _table(kind), group_size=np.int64(group_size), widest=widest)
+    return call(x, codes, scales, table(kind), group_size=np.int64(group_size), widest=widest)
 
 
 def _native_integer(

@@ -13,8 +13,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from easydel.calls import refuse_shapes
+from easydel.native.codes import dequantize
 from easydel.quantization.choose import Chosen, chosen_layers
-from easydel.quantization.formats import dequantize, quantize
+from easydel.quantization.formats import quantize
 from easydel.quantization.linear import QuantizedLayer, quantized_layer
 from easydel.quantization.methods import check_group_size, method_named
 from easydel.quantization.replace import replace_modules
@@ -140,7 +141,7 @@ def _quantize(
     matrix = matrix.astype(jnp.float32)
     scaled = matrix if factor is None else matrix * factor[..., None]
     codes, scales = quantize(jnp.swapaxes(scaled, -1, -2), format, group_size)
-    back = dequantize(codes, scales, format=format, group_size=group_size, in_features=matrix.shape[-2])
+    back = dequantize(codes, scales, kind=format, group_size=group_size, inputs=matrix.shape[-2])
     back = jnp.swapaxes(back, -1, -2)
     back = back if factor is None else back / factor[..., None]
     axes = tuple(range(-2 - experts_axes, 0))

@@ -15,9 +15,10 @@ from flax import nnx
 from easydel.calls import takes
 from easydel.errors import UnsupportedError
 from easydel.layers.moe.experts import ExpertLinear
+from easydel.native.codes import dequantize
 from easydel.paths import named_modules
 from easydel.quantization.choose import Chosen
-from easydel.quantization.formats import dequantize, quantize
+from easydel.quantization.formats import quantize
 from easydel.quantization.replace import replace_modules
 
 MOST_ROWS = 512
@@ -151,5 +152,5 @@ def best_scale(matrix: jax.Array, seen: _Notes, group_size: int) -> jax.Array:
 def _output_error(matrix: jax.Array, scale: jax.Array, rows: jax.Array, group_size: int) -> jax.Array:
     weight = matrix.astype(jnp.float32).T
     codes, scales = quantize(weight * scale, "int8", group_size)
-    back = dequantize(codes, scales, format="int8", group_size=group_size, in_features=weight.shape[1]) / scale
+    back = dequantize(codes, scales, kind="int8", group_size=group_size, inputs=weight.shape[1]) / scale
     return jnp.sum((rows @ (back - weight).T) ** 2)

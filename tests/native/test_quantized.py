@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from easydel import native
-from easydel.native import library, quantized, quantized_forms
+from easydel.native import library, quantized
+from easydel.native.codes import KINDS
 
 RNG = np.random.default_rng(0)
 needs_kernels = pytest.mark.skipif(not library.serves_quantized(), reason="no C++ kernels, or no AVX2")
-KINDS = quantized_forms.KINDS
 # Of the sum of the terms' sizes: float32 rounds each to 6e-8, and the longest chain of additions here is of some ten.
 TOLERANCE = 1e-6
 # inputs, outputs, group size: whole units, shorter last groups, odd inputs, one group of everything, one output.

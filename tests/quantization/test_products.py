@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from easydel.native.codes import dequantize
 from easydel.quantization import products
-from easydel.quantization.formats import FORMATS, LARGEST, dequantize, quantize
+from easydel.quantization.formats import FORMATS, LARGEST, quantize
 from easydel.quantization.products import choose, integer_product, quantized_product
 from easydel.sharding import activation_mesh, create_mesh
 
@@ -22,7 +23,7 @@ def data(rows, inputs, outputs):
 
 
 def float64(codes, scales, format, size, inputs):
-    back = dequantize(codes, scales, format=format, group_size=size, in_features=inputs)
+    back = dequantize(codes, scales, kind=format, group_size=size, inputs=inputs)
     return np.asarray(back, np.float64)
 
 
