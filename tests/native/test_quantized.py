@@ -72,7 +72,7 @@ def test_kernels_equal_the_product_in_float64(kind, shape, widest):
     codes, scales, _, want = weights(kind, *shape)
     for rows in (1, 2, 3, 4, 5, 8):
         x = inputs_of(rows, shape[0])
-        assert_close(quantized._native(x, codes, scales, kind, shape[2], widest), x, want)
+        assert_close(quantized.call_floats(x, codes[None], scales[None], 0, np.int32([rows]), kind, shape[2], widest), x, want)
 
 
 @needs_kernels
@@ -89,7 +89,7 @@ def test_integer_kernels_are_exact(kind, shape, widest):
         x[0], x[-1, ::2] = -128, 127
         want = x.astype(np.int64) @ (plain * spread * 2).astype(np.int64).T
         keep = np.abs(want) < 2**24
-        got = np.asarray(quantized._native_integer(x, codes, scales, shape[2], widest))
+        got = np.asarray(quantized.call_integers(x, codes[None], scales[None], 0, np.int32([rows]), shape[2], widest))
         assert keep.mean() > 0.7
         np.testing.assert_array_equal(got[keep], (want / 2)[keep])
 
