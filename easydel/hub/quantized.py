@@ -22,7 +22,8 @@ from easydel.hub.bitsandbytes import BLOCK_SIZES, PACKED_DTYPES, PACKED_SUFFIXES
 from easydel.hub.safetensors import TensorEntry
 from easydel.hub.weight_map import TRANSPOSE, Link, build_links, stored_variables, tied_names
 from easydel.quantization.choose import candidates
-from easydel.quantization.linear import QuantizedLayer, QuantizedLinear, QuantizedWeight
+from easydel.quantization.layer import QuantizedLayer, QuantizedWeight
+from easydel.quantization.linear import QuantizedLinear
 from easydel.quantization.methods import METHODS
 from easydel.quantization.report import quantized_layers
 from easydel.stacked import kind_of, layer_of, layer_paths

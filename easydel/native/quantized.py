@@ -165,7 +165,7 @@ def stack_of(codes: jax.Array, scales: jax.Array) -> tuple[jax.Array, jax.Array,
         place = of_codes.place * math.prod(codes.shape[:-2])
         codes, scales = of_codes.stack, of_scales.stack
     flat = (part.reshape(math.prod(part.shape[:-2]), *part.shape[-2:]) for part in (codes, scales))
-    return *flat, place  # type: ignore[return-value]
+    return *flat, place
 
 
 def _at(stack: jax.Array, place: jax.Array) -> jax.Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ def inputs_of(x: jax.Array) -> int:
     return x.shape[1]
 
 
-def check(inputs: int, codes: jax.Array, scales: jax.Array, kind: Kind, group_size: int) -> None:
+def check(inputs: int, codes: Any, scales: Any, kind: Kind, group_size: int) -> None:
     """Raise ValueError unless codes and scales belong together and are those of so many inputs."""
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: the kinds of quantized weights are {', '.join(KINDS)}")

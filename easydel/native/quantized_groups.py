@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,11 +81,11 @@ def _form(
         out = []
         for row in range(x.shape[0]):
             weight = place + jnp.minimum(jnp.sum(ends <= row), sizes.size - 1)
-            one = (jax.lax.dynamic_index_in_dim(part, weight, keepdims=False) for part in (codes, scales))
-            out.append(multiply(x[row : row + 1], *one, kind, group_size))
+            one, of_one = (jax.lax.dynamic_index_in_dim(part, weight, keepdims=False) for part in (codes, scales))
+            out.append(multiply(x[row : row + 1], one, of_one, kind, group_size))
         done = jnp.concatenate(out)
         return jnp.where((jnp.arange(x.shape[0]) < ends[-1])[:, None], done, 0)
-    held = (jax.lax.dynamic_slice_in_dim(part, place, sizes.size) for part in (codes, scales))
+    held: Any = (jax.lax.dynamic_slice_in_dim(part, place, sizes.size) for part in (codes, scales))
     weights = dequantize(*held, kind=kind, group_size=group_size, inputs=x.shape[1])
     # A default precision may be less than float32's.
     turned = jnp.swapaxes(weights, 1, 2)
@@ -102,5 +103,5 @@ def check_groups(
         )
     if sizes.dtype != jnp.int32:
         raise ValueError(f"sizes are {sizes.dtype}: expected int32")
-    one = (jax.ShapeDtypeStruct(part.shape[1:], part.dtype) for part in (codes, scales))
-    quantized_forms.check(quantized_forms.inputs_of(x), *one, kind, group_size)  # type: ignore[arg-type]
+    one, of_one = (jax.ShapeDtypeStruct(part.shape[1:], part.dtype) for part in (codes, scales))
+    quantized_forms.check(quantized_forms.inputs_of(x), one, of_one, kind, group_size)

@@ -16,7 +16,8 @@ from easydel.calls import refuse_shapes
 from easydel.native.codes import dequantize
 from easydel.quantization.choose import Chosen, chosen_layers
 from easydel.quantization.formats import quantize
-from easydel.quantization.linear import QuantizedLayer, quantized_layer
+from easydel.quantization.layer import QuantizedLayer
+from easydel.quantization.linear import quantized_layer
 from easydel.quantization.methods import check_group_size, method_named
 from easydel.quantization.replace import replace_modules
 from easydel.quantization.report import quantized_layers, remember_errors
@@ -40,7 +41,7 @@ def quantize_module(
     refuse_shapes(module, "quantize")
     if calibration is not None and not how.is_calibrated:
         raise ValueError(f"calibration is read by 'a8bit' only, not by {method!r}; leave it out")
-    chosen = chosen_layers(module, pattern, how)
+    chosen = chosen_layers(module, pattern)
     _check_finite(chosen)
     scales: Mapping[str, jax.Array] = {}
     if how.is_calibrated:

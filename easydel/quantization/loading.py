@@ -12,7 +12,8 @@ from flax import nnx
 from easydel.errors import UnsupportedError
 from easydel.quantization.apply import quantize_parts
 from easydel.quantization.choose import candidates, chosen_layers
-from easydel.quantization.linear import QuantizedLayer, quantized_layer
+from easydel.quantization.layer import QuantizedLayer
+from easydel.quantization.linear import quantized_layer
 from easydel.quantization.methods import check_group_size, method_named
 from easydel.quantization.replace import replace_modules
 from easydel.quantization.report import remember_errors
@@ -58,7 +59,7 @@ class LoadQuantizer:
 
     def install(self, module: nnx.Module) -> None:
         """Replace the chosen layers of an abstract module by quantized ones, in place."""
-        for one in chosen_layers(module, self._pattern, self._method):
+        for one in chosen_layers(module, self._pattern):
             layer = quantized_layer(one.layer, self._method.name, self._group_size, one.stack)
             replace_modules(module, {id(one.layer): layer})
             for index, path in enumerate(layer_paths(one.path) or [one.path]):

@@ -72,7 +72,9 @@ def test_kernels_equal_the_product_in_float64(kind, shape, widest):
     codes, scales, _, want = weights(kind, *shape)
     for rows in (1, 2, 3, 4, 5, 8):
         x = inputs_of(rows, shape[0])
-        assert_close(quantized.call_floats(x, codes[None], scales[None], 0, np.int32([rows]), kind, shape[2], widest), x, want)
+        assert_close(
+            quantized.call_floats(x, codes[None], scales[None], 0, np.int32([rows]), kind, shape[2], widest), x, want
+        )
 
 
 @needs_kernels
