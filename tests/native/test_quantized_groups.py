@@ -1,4 +1,4 @@
-"""Groups of rows times quantized weights, and weights read from stacks: against float64 and integer formulas of numpy."""
+"""Groups of rows times quantized weights, and weights read from stacks, against float64 formulas of numpy."""
 
 from __future__ import annotations
 
