@@ -3,8 +3,9 @@
 Two layouts. Where every quantized layer of a model is `nf4`, a plain `x.weight` in Hugging Face's names, and fits
 bitsandbytes' blocks, its tensors are those of `easydel.hub.bitsandbytes`. Else each quantized layer's `codes`, `scales`
 (and `input_scale`) are written as they are (`easydel.quantization.formats`), under the layer's plain name: `x.codes`,
-`x.scales`, `x.input_scale`. `quantization_config` in `config.json` tells which: its `quant_method` is `"bitsandbytes"`,
-or `"easydel"` beside `method` and `group_size`.
+`x.scales`, `x.input_scale`; of a tensor that Hugging Face fuses and of which only some parts are quantized, the others
+are written by themselves, too. `quantization_config` in `config.json` tells which: its `quant_method` is
+`"bitsandbytes"`, or `"easydel"` beside `method` and `group_size`.
 """
 
 from __future__ import annotations

@@ -48,7 +48,9 @@ def quantize_module(
         from easydel.quantization.calibration import input_scales
 
         scales = input_scales(module, chosen, group_size, calibration)
-    for one in chosen:
+    chosen.reverse()
+    while chosen:  # a float kernel lives no longer than it takes to quantize it
+        one = chosen.pop()
         layer = quantized_layer(one.layer, method, group_size, one.stack)
         fill_layer(layer, one.layer.kernel.get_value(), scales.get(one.path), one.stack)
         replace_modules(module, {id(one.layer): layer})
