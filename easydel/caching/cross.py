@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import jax
+
+from easydel.caching.quantized import States, quantized, read
 
 
 @jax.tree_util.register_dataclass
@@ -14,14 +16,32 @@ class CrossAttentionCache:
     """One cross-attention layer's keys and values; nothing (`None`) until the first call has computed them.
 
     Attributes:
-        key: `[batch, source, kv_heads, head_dim]`.
+        key: `[batch, source, kv_heads, head_dim]`, numbers or `QuantizedStates`.
         value: likewise.
         valid: bool `[batch, source]`, which places hold a token; `None`: all.
+        is_quantized: whether keys and values are kept as int8 (static).
     """
 
-    key: jax.Array | None = None
-    value: jax.Array | None = None
+    key: States | None = None
+    value: States | None = None
     valid: jax.Array | None = None
+    is_quantized: bool = field(default=False, metadata={"static": True})
+
+    def filled(self, key: jax.Array, value: jax.Array, valid: jax.Array | None) -> Self:
+        """Return the cache with what the first call has computed."""
+        cache = replace(self, key=key, value=value, valid=valid, is_quantized=False)
+        return cache.quantized() if self.is_quantized else cache
+
+    def read(self, dtype: Any) -> tuple[jax.Array, jax.Array] | None:
+        """Return keys and values to compute with; `None`: there are none yet."""
+        if self.key is None or self.value is None:
+            return None
+        return read(self.key, dtype), read(self.value, dtype)
+
+    def quantized(self) -> Self:
+        """Return the cache with keys and values as int8, now or once they are computed."""
+        key, value = (None if states is None else quantized(states) for states in (self.key, self.value))
+        return replace(self, key=key, value=value, is_quantized=True)
 
     def grow(self, max_length: int) -> Self:
         """Return the cache as it is: the encoder's states do not get more."""
@@ -50,3 +70,7 @@ class EncoderDecoderCache:
     def grow(self, max_length: int) -> Self:
         """Return the cache with room for `max_length` positions."""
         return replace(self, own=self.own.grow(max_length))
+
+    def quantized(self) -> Self:
+        """Return the cache with the keys and values of both as int8."""
+        return replace(self, own=self.own.quantized(), cross=self.cross.quantized())

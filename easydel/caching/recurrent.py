@@ -56,6 +56,10 @@ class RecurrentCache:
         del max_length
         return self
 
+    def quantized(self) -> Self:
+        """Return the cache itself: it holds no keys and values."""
+        return self
+
 
 def _constrained(state: jax.Array) -> jax.Array:
     return constrain(state, "batch", "heads", None, None)

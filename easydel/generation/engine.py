@@ -104,7 +104,7 @@ def _with_cache(parts: Any, given: Prompt, options: GenerationOptions) -> Advanc
     structure, params, other = parts
     # Behind a context there is nearly always one token: room for many would be computed in vain.
     width = bucket(int(given.mask.sum(axis=1).max()), 1 if given.context else SHORTEST_PROMPT)
-    loop = cached_loop(structure, bucket(width + options.max_new_tokens, SHORTEST_CACHE))
+    loop = cached_loop(structure, bucket(width + options.max_new_tokens, SHORTEST_CACHE), options.cache_dtype)
     sampler = Sampler.create(options)
     prompt, kept = align(given.ids, given.mask, width, left=True)
     progress: Progress | None = None
@@ -122,6 +122,10 @@ def _with_cache(parts: Any, given: Prompt, options: GenerationOptions) -> Advanc
 
 def _with_recompute(model: Any, parts: Any, ids: np.ndarray, mask: np.ndarray, options: GenerationOptions) -> Advance:
     structure, params, other = parts
+    if options.cache_dtype is not None:
+        raise UnsupportedError(
+            f"{type(model).__name__} takes no cache that could be {options.cache_dtype}: leave out cache_implementation"
+        )
     warnings.warn(
         f"{type(model).__name__} takes no cache: generate() runs the whole prefix again for every token",
         stacklevel=5,

@@ -64,10 +64,11 @@ def advance(progress: Progress, logits: jax.Array, memory: Any, sampler: Sampler
 
 @dataclass(frozen=True)
 class CachedLoop:
-    """The two programs of a model that takes a cache, for one length of the cache."""
+    """The two programs of a model that takes a cache, for one length and dtype of the cache."""
 
     graphdef: Any
     max_length: int
+    cache_dtype: str | None
 
     @functools.cached_property
     def prefill(self) -> Any:
@@ -91,8 +92,9 @@ class CachedLoop:
     ) -> Progress:
         model = nnx.merge(self.graphdef, params, other)
         batch, width = ids.shape
+        cache = model.init_operations_cache(batch, width, dtype=self.cache_dtype)
         # The prompt attends to itself alone: the cache gets its full length afterwards.
-        logits, cache = _next_logits(model, ids, mask, model.init_operations_cache(batch, width), **context)
+        logits, cache = _next_logits(model, ids, mask, cache, **context)
         return advance(begin(None, batch, self.max_length, seed), logits, cache.grow(self.max_length), sampler)
 
     def _decode(self, params: Any, other: Any, progress: Progress, sampler: Sampler, limit: jax.Array) -> Progress:
@@ -115,6 +117,6 @@ def _next_logits(
 
 
 @functools.lru_cache(maxsize=32)
-def cached_loop(structure: Structure, max_length: int) -> CachedLoop:
+def cached_loop(structure: Structure, max_length: int, cache_dtype: str | None = None) -> CachedLoop:
     """Return the programs for a model's structure and `max_length` slots of the cache; equal models share them."""
-    return CachedLoop(structure.graphdef, max_length)
+    return CachedLoop(structure.graphdef, max_length, cache_dtype)

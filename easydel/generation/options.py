@@ -37,7 +37,7 @@ _NEUTRAL: dict[str, Any] = {
     "use_cache": True,
 }
 # Entries of a generation_config.json that say nothing about what is generated here.
-_IRRELEVANT = {"transformers_version", "bos_token_id", "cache_implementation", "use_cache", "decoder_start_token_id"}
+_IRRELEVANT = {"transformers_version", "bos_token_id", "use_cache", "decoder_start_token_id"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class GenerationOptions:
         eos_token_ids: a row ends after one of them.
         pad_token_id: fills a row after its end.
         seed: of the random draws.
+        cache_dtype: `"int8"`: keys and values are kept so; `None`: in the model's dtype.
     """
 
     max_new_tokens: int = DEFAULT_NEW_TOKENS
@@ -65,6 +66,7 @@ class GenerationOptions:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int = 0
     seed: int = 0
+    cache_dtype: str | None = None
 
     def __post_init__(self) -> None:
         for name, good, expected in (
@@ -119,6 +121,7 @@ def resolve_options(
         eos_token_ids=eos_ids,
         pad_token_id=int(pad),
         seed=int(asked.get("seed", 0)),
+        cache_dtype=_cache_dtype(pick("cache_implementation"), pick("cache_config"), "cache_config" in asked),
     )
 
 
@@ -133,7 +136,11 @@ _OFFERED = {
     "eos_token_id",
     "pad_token_id",
     "seed",
+    "cache_implementation",
+    "cache_config",
 }
+# Ways to lay a cache out that change no number: here it has a fixed size, and a window's where there is one.
+_LAYOUTS = ("dynamic", "static", "sliding_window", "hybrid", "hybrid_chunked")
 
 
 def _new_tokens(asked: Mapping[str, Any], stored: Mapping[str, Any], prompt_length: int) -> int:
@@ -145,6 +152,24 @@ def _new_tokens(asked: Mapping[str, Any], stored: Mapping[str, Any], prompt_leng
                 raise ValueError(f"max_length={source['max_length']} leaves no room after a prompt of {prompt_length}")
             return int(source["max_length"]) - prompt_length
     return DEFAULT_NEW_TOKENS
+
+
+def _cache_dtype(implementation: str | None, config: Any, is_asked: bool) -> str | None:
+    """Return `"int8"` for a quantized cache; `is_asked` says whether the call itself names its config."""
+    if implementation is None or implementation in _LAYOUTS:
+        if is_asked:
+            raise ValueError(f"cache_config={config!r} is of cache_implementation='quantized', got {implementation!r}")
+        return None
+    if implementation != "quantized":
+        raise UnsupportedError(
+            f"cache_implementation={implementation!r} is not supported (offered: quantized, {', '.join(_LAYOUTS)})"
+        )
+    if config is not None and config != {"nbits": 8}:
+        raise UnsupportedError(
+            f"cache_config={config!r} is not supported: a quantized cache holds int8, with a scale for each head of "
+            "each position; pass cache_config={'nbits': 8}, or none"
+        )
+    return "int8"
 
 
 def _refuse(options: Mapping[str, Any], where: str, asked: Mapping[str, Any]) -> None:

@@ -45,8 +45,9 @@ class EasyGenerationMixin:
             input_ids: int `[batch, seq]`; of a model with an encoder, what that reads.
             attention_mask: 0 where a token is padding, left or right, `[batch, seq]`.
             **options: as in transformers: `max_new_tokens` or `max_length`, `min_new_tokens`, `do_sample`,
-                `temperature`, `top_k`, `top_p`, `eos_token_id` (one or several), `pad_token_id`, and `seed`. A sampling
-                knob without `do_sample` means sampling; what is not given comes from `generation_config=`, else the
+                `temperature`, `top_k`, `top_p`, `eos_token_id` (one or several), `pad_token_id`, and `seed`;
+                `cache_implementation="quantized"` keeps keys and values as int8. A sampling knob without `do_sample`
+                means sampling; what is not given comes from `generation_config=`, else the
                 model's. Without `top_k` and `top_p` nothing is filtered. A model with an encoder also takes
                 `decoder_input_ids` with `decoder_attention_mask`, or `decoder_start_token_id`: what it continues.
 

@@ -19,7 +19,7 @@ class OperationCacheMixin:
     config: Any
     dtype: Any
 
-    def init_operations_cache(self, batch_size: int, max_length: int, starts: Any = None) -> Cache:
+    def init_operations_cache(self, batch_size: int, max_length: int, starts: Any = None, dtype: Any = None) -> Cache:
         """Make an empty cache for `cache=` of the forward pass.
 
         A layer takes part by an `init_cache(batch_size, max_length, dtype)` method, which answers for what is inside
@@ -30,10 +30,15 @@ class OperationCacheMixin:
             max_length: number of positions it can hold, padding included.
             starts: int32 `[batch]`, how many left-pad positions each row begins with; they are masked out and do not
                 count as positions. `None` means none.
+            dtype: in which keys and values are kept: `"int8"`, with a float32 scale for each head of each position, or
+                `None`, the model's compute dtype.
 
         Raises:
-            ValueError: sizes below one, or `starts` of a wrong shape or range.
+            ValueError: sizes below one, `starts` of a wrong shape or range, or another dtype.
+            UnsupportedError: int8 for layers that keep no keys and values, or whose caches know no such form.
         """
+        if dtype is not None and jnp.dtype(dtype) != jnp.int8:
+            raise ValueError(f"dtype must be 'int8' or None (the model's {jnp.dtype(self.dtype)}), got {dtype!r}")
         if batch_size < 1 or max_length < 1:
             raise ValueError(f"batch_size and max_length must be positive, got {batch_size} and {max_length}")
         starts = _checked_starts(starts, batch_size, max_length)
@@ -42,7 +47,8 @@ class OperationCacheMixin:
         caches: tuple[LayerCache, ...] = tuple(cache for cache in made if cache is not None)
         keeps_slots = not caches or any(getattr(cache, "keeps_slots", True) for cache in caches)
         layers = caches[0] if len(caches) == 1 and isinstance(caches[0], StackedCaches) else caches
-        return Cache.create(layers, batch_size, max_length if keeps_slots else None, starts)
+        cache = Cache.create(layers, batch_size, max_length if keeps_slots else None, starts)
+        return cache if dtype is None else cache.quantized()
 
     @property
     def takes_cache(self) -> bool:

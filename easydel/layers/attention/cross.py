@@ -23,14 +23,15 @@ class CrossAttention(Attention):
 
     def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: CrossAttentionCache | None) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape, the filled cache and (if asked for) the weights."""
-        if cache is None or cache.key is None or cache.value is None:
+        kept = None if cache is None else cache.read(hidden.dtype)
+        if cache is None or kept is None:
             if inputs.encoded is None:
                 raise ValueError("cross-attention got neither the encoder's states nor a cache that holds them")
             key, value = self._keys_values(inputs.encoded)
             valid = inputs.encoded_valid
-            cache = None if cache is None else CrossAttentionCache(key, value, valid)
+            cache = None if cache is None else cache.filled(key, value, valid)
         else:
-            key, value, valid = cache.key.astype(hidden.dtype), cache.value.astype(hidden.dtype), cache.valid
+            (key, value), valid = kept, cache.valid
         mask = AttentionMask(key_valid=valid, causal=False)
         out, weights = self._attend(self._query(hidden), key, value, mask, inputs.output_attentions)
         return LayerOutput(out, cache, weights)
