@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
-import jax.numpy as jnp
 
-from easydel.caching.quantized import States, by_heads, padded, quantized, read, updated
+from easydel.caching.quantized import States, empty, padded, read, updated
 
 if TYPE_CHECKING:
     from easydel.layers.attention import AttentionMask
@@ -37,9 +36,9 @@ class AttentionCache:
 
     @classmethod
     def create(cls, batch_size: int, max_length: int, kv_heads: int, head_dim: int, dtype: Any) -> Self:
-        """Make an empty cache."""
+        """Make an empty cache; `dtype` int8 means `QuantizedStates`."""
         shape = (batch_size, max_length, kv_heads, head_dim)
-        return cls(key=by_heads(jnp.zeros(shape, dtype)), value=by_heads(jnp.zeros(shape, dtype)))
+        return cls(key=empty(shape, dtype), value=empty(shape, dtype))
 
     def extend(self, key: jax.Array, value: jax.Array, mask: AttentionMask) -> Extended:
         """Add new tokens.
@@ -60,10 +59,6 @@ class AttentionCache:
     def grow(self, max_length: int) -> Self:
         """Return the cache with room for `max_length` positions."""
         return type(self)(key=padded(self.key, max_length), value=padded(self.value, max_length))
-
-    def quantized(self) -> Self:
-        """Return the cache with keys and values as int8, in which later ones are kept, too."""
-        return type(self)(key=quantized(self.key), value=quantized(self.value))
 
     def _written(self, key: jax.Array, value: jax.Array, index: Any) -> Self:
         def write(old: jax.Array, new: jax.Array) -> jax.Array:

@@ -8,13 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from easydel.caching.quantized import QuantizedStates, quantized_cache
 from easydel.caching.stacked import StackedCaches
-from easydel.errors import UnsupportedError
 from easydel.paths import named_modules
 
 LayerCache = Any
-"""A layer's cache: a pytree with `grow(max_length)`, and `quantized()` if it can keep int8; its layer updates it."""
+"""A layer's cache: a pytree with `grow(max_length)`, whose layer knows how to update it."""
 
 
 def caching_layers(module: Any) -> list[Any]:
@@ -112,19 +110,6 @@ class Cache:
         if isinstance(self.layers, StackedCaches):
             return replace(self, valid=valid, layers=self.layers.grow(max_length))
         return replace(self, valid=valid, layers=tuple(layer.grow(max_length) for layer in self.layers))
-
-    def quantized(self) -> Cache:
-        """Return the cache with keys and values, and those to come, as int8 with a float32 scale per head and position.
-
-        Raises:
-            UnsupportedError: a layer keeps no keys and values, or knows no such form of its cache.
-        """
-        given = self.layers
-        layers: Any = given.quantized() if isinstance(given, StackedCaches) else tuple(map(quantized_cache, given))
-        leaves = jax.tree.leaves(layers, is_leaf=lambda x: isinstance(x, QuantizedStates))
-        if not any(isinstance(leaf, QuantizedStates) for leaf in leaves):
-            raise UnsupportedError("a cache of int8 was asked for, but the layers keep no keys and values")
-        return replace(self, layers=layers)
 
     def _check(self, attention_mask: jax.Array | None, batch: int, length: int) -> None:
         if batch != self.starts.shape[0]:

@@ -29,19 +29,14 @@ class CrossAttentionCache:
 
     def filled(self, key: jax.Array, value: jax.Array, valid: jax.Array | None) -> Self:
         """Return the cache with what the first call has computed."""
-        cache = replace(self, key=key, value=value, valid=valid, is_quantized=False)
-        return cache.quantized() if self.is_quantized else cache
+        states = (quantized(key), quantized(value)) if self.is_quantized else (key, value)
+        return replace(self, key=states[0], value=states[1], valid=valid)
 
     def read(self, dtype: Any) -> tuple[jax.Array, jax.Array] | None:
         """Return keys and values to compute with; `None`: there are none yet."""
         if self.key is None or self.value is None:
             return None
         return read(self.key, dtype), read(self.value, dtype)
-
-    def quantized(self) -> Self:
-        """Return the cache with keys and values as int8, now or once they are computed."""
-        key, value = (None if states is None else quantized(states) for states in (self.key, self.value))
-        return replace(self, key=key, value=value, is_quantized=True)
 
     def grow(self, max_length: int) -> Self:
         """Return the cache as it is: the encoder's states do not get more."""
@@ -70,7 +65,3 @@ class EncoderDecoderCache:
     def grow(self, max_length: int) -> Self:
         """Return the cache with room for `max_length` positions."""
         return replace(self, own=self.own.grow(max_length))
-
-    def quantized(self) -> Self:
-        """Return the cache with the keys and values of both as int8."""
-        return replace(self, own=self.own.quantized(), cross=self.cross.quantized())

@@ -9,7 +9,6 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from easydel.errors import UnsupportedError
 from easydel.sharding import constrain
 
 _LARGEST = 127
@@ -55,22 +54,17 @@ def read(states: States, dtype: Any) -> jax.Array:
     return states.read(dtype) if isinstance(states, QuantizedStates) else states.astype(dtype)
 
 
-def quantized(states: States) -> QuantizedStates:
-    """Return them as int8, if they are not already."""
-    return states if isinstance(states, QuantizedStates) else by_heads(QuantizedStates.of(states))
+def quantized(states: jax.Array) -> QuantizedStates:
+    """Return them as int8."""
+    return by_heads(QuantizedStates.of(states))
 
 
-def quantized_cache(layer: Any) -> Any:
-    """Return a layer's cache with keys and values as int8.
-
-    Raises:
-        UnsupportedError: it does not say how.
-    """
-    if not hasattr(layer, "quantized"):
-        raise UnsupportedError(
-            f"{type(layer).__name__} cannot be kept as int8: it has no quantized() method; use the model's own dtype"
-        )
-    return layer.quantized()
+def empty(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return keys or values before the first; of `dtype` int8, `QuantizedStates`."""
+    if jnp.dtype(dtype) == jnp.int8:
+        zeros = QuantizedStates(jnp.zeros(shape, jnp.int8), jnp.zeros((*shape[:-1], 1), jnp.float32))
+        return by_heads(zeros)
+    return by_heads(jnp.zeros(shape, dtype))
 
 
 def updated(states: States, new: jax.Array, write: Callable[[jax.Array, jax.Array], jax.Array]) -> States:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from easydel.caching.attention import Extended
-from easydel.caching.quantized import States, by_heads, padded, quantized, read, updated
+from easydel.caching.quantized import States, empty, padded, read, updated
 
 if TYPE_CHECKING:
     from easydel.layers.attention import AttentionMask
@@ -34,9 +34,9 @@ class SlidingCache:
 
     @classmethod
     def create(cls, batch_size: int, max_length: int, window: int, kv_heads: int, head_dim: int, dtype: Any) -> Self:
-        """Make an empty cache."""
+        """Make an empty cache; `dtype` int8 means `QuantizedStates`."""
         shape = (batch_size, min(window, max_length), kv_heads, head_dim)
-        return cls(key=by_heads(jnp.zeros(shape, dtype)), value=by_heads(jnp.zeros(shape, dtype)), window=window)
+        return cls(key=empty(shape, dtype), value=empty(shape, dtype), window=window)
 
     @property
     def size(self) -> int:
@@ -63,10 +63,6 @@ class SlidingCache:
         # A ring smaller than its window was as long as the sequence could get: nothing has wrapped around yet.
         size = min(self.window, max_length)
         return self._with(padded(self.key, size), padded(self.value, size))
-
-    def quantized(self) -> Self:
-        """Return the cache with keys and values as int8, in which later ones are kept, too."""
-        return self._with(quantized(self.key), quantized(self.value))
 
     def _slots(self, written: jax.Array) -> jax.Array:
         """Return the slot of the sequence that each place of the ring holds, negative where it holds none."""

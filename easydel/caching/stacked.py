@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 
-from easydel.caching.quantized import quantized_cache
 from easydel.stacked import layer_of, range_of
 
 
@@ -34,10 +33,6 @@ class StackedCaches:
         return StackedCaches(
             {name: jax.vmap(lambda cache: cache.grow(max_length))(stack) for name, stack in self.stacks.items()}
         )
-
-    def quantized(self) -> StackedCaches:
-        """Return the caches with keys and values as int8."""
-        return StackedCaches({name: jax.vmap(quantized_cache)(stack) for name, stack in self.stacks.items()})
 
     def __len__(self) -> int:
         return sum(len(range_of(name)) for name in self.stacks)

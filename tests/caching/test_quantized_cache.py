@@ -71,34 +71,23 @@ def run(cache: Any, chunks: tuple[int, ...], window: int | None, rounded: bool =
 @pytest.mark.parametrize("window", [None, 5])
 def test_attention_over_it_is_attention_over_rounded_numbers(window: int | None) -> None:
     chunks = (7, *(1,) * (LENGTH - 7))
-    exact = AttentionCache.create(2, LENGTH, 2, 4, np.float32)
-    ours: Any = exact if window is None else SlidingCache.create(2, LENGTH, window, 2, 4, np.float32)
-    got = run(ours.quantized(), chunks, window)
+    exact, ours = (AttentionCache.create(2, LENGTH, 2, 4, dtype) for dtype in (np.float32, np.int8))
+    got = run(ours if window is None else SlidingCache.create(2, LENGTH, window, 2, 4, np.int8), chunks, window)
     np.testing.assert_allclose(got, run(exact, chunks, window, rounded=True), atol=2e-6)
     assert np.abs(got - run(exact, chunks, window)).max() > 1e-4, "it is not exact"
 
 
 def test_a_ring_takes_several_tokens_and_grows() -> None:
-    cache = SlidingCache.create(2, 3, 5, 2, 4, np.float32).quantized()
+    cache = SlidingCache.create(2, 3, 5, 2, 4, np.int8)
     chunks = (2, 1, 9, 4, *(1,) * 7)
     outputs = run(cache.grow(LENGTH), chunks, 5)
     np.testing.assert_allclose(outputs, run(AttentionCache.create(2, LENGTH, 2, 4, np.float32), chunks, 5), atol=3e-2)
     assert cache.grow(4).key.codes.shape == (2, 4, 2, 4)
     assert cache.grow(100).value.scales.shape == (2, 5, 2, 1)
-    assert cache.quantized().key.codes is cache.key.codes
-
-
-def test_a_filled_cache_is_quantized_as_it_would_have_been_kept() -> None:
-    mask = AttentionMask(offset=None)
-    empty = AttentionCache.create(2, LENGTH, 2, 4, np.float32)
-    late = empty.extend(KEY, VALUE, mask)[0].quantized()
-    early = empty.quantized().extend(KEY, VALUE, mask)[0]
-    for one, two in zip(jax.tree.leaves(late), jax.tree.leaves(early), strict=True):
-        np.testing.assert_array_equal(one, two)
 
 
 def test_cross_attention_keeps_what_it_is_given_as_int8() -> None:
-    empty = CrossAttentionCache().quantized()
+    empty = CrossAttentionCache(is_quantized=True)
     assert jax.tree.leaves(empty) == []
     filled = empty.filled(jnp.asarray(KEY), jnp.asarray(VALUE), None)
     key, value = filled.read(jnp.float32)
@@ -185,8 +174,11 @@ def test_generate_keeps_int8() -> None:
 
 def test_what_cannot_be_int8_is_refused() -> None:
     llama = easydel.LlamaForCausalLM(easydel.LlamaConfig(**SMALL, **HEADS))
-    with pytest.raises(ValueError, match="dtype must be 'int8' or None"):
-        llama.init_operations_cache(1, 8, dtype="int4")
+    for dtype in ("int4", "nonsense", jnp.bfloat16):
+        with pytest.raises(ValueError, match="dtype must be 'int8' or None"):
+            llama.init_operations_cache(1, 8, dtype=dtype)
+    for dtype in (jnp.int8, np.dtype("int8")):
+        assert llama.init_operations_cache(1, 8, dtype=dtype).layers[0].key.codes.dtype == jnp.int8
     small = {
         "vocab_size": 32,
         "hidden_size": 16,
@@ -198,6 +190,12 @@ def test_what_cannot_be_int8_is_refused() -> None:
     mamba = easydel.Mamba2ForCausalLM(easydel.Mamba2Config(**small, n_groups=1))
     with pytest.raises(easydel.UnsupportedError, match="keep no keys and values"):
         mamba.generate(IDS, cache_implementation="quantized")
-    cache = llama.init_operations_cache(1, 8)
-    with pytest.raises(easydel.UnsupportedError, match="ndarray cannot be kept as int8"):
-        cache.with_layers((np.zeros(3),)).quantized()
+
+
+def test_a_layer_that_knows_no_int8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers would be cut off without a scale."""
+    llama = easydel.LlamaForCausalLM(easydel.LlamaConfig(**SMALL, **HEADS))
+    naive = AttentionCache(jnp.zeros((1, 8, 2, 4), jnp.int8), jnp.zeros((1, 8, 2, 4), jnp.int8))
+    monkeypatch.setattr(type(llama.model.layers[0].self_attn), "init_cache", lambda *_: naive)
+    with pytest.raises(easydel.UnsupportedError, match="made plain int8 arrays"):
+        llama.init_operations_cache(1, 8, dtype="int8")

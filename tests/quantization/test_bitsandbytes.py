@@ -21,7 +21,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
-ROUNDING = 1e-5  # of the largest logit: float32 products added up in another order, as for models of floats (tests/models)
+ROUNDING = (
+    1e-5  # of the largest logit: float32 products added up in another order, as for models of floats (tests/models)
+)
 SMALL = {name: value for name, value in LLAMA.items() if name != "max_position_embeddings"}
 FAMILIES = {
     "Llama": SMALL,

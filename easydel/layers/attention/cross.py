@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 
 from easydel.caching import CrossAttentionCache
 from easydel.layers.attention.layer import Attention
@@ -16,10 +19,10 @@ class CrossAttention(Attention):
     With a cache they are computed once, at the first call, and kept.
     """
 
-    def init_cache(self, batch_size: int, max_length: int, dtype: object) -> CrossAttentionCache:
+    def init_cache(self, batch_size: int, max_length: int, dtype: Any) -> CrossAttentionCache:
         """Make this layer's empty cache; the encoder's states will say how large it gets."""
-        del batch_size, max_length, dtype
-        return CrossAttentionCache()
+        del batch_size, max_length
+        return CrossAttentionCache(is_quantized=jnp.dtype(dtype) == jnp.int8)
 
     def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: CrossAttentionCache | None) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape, the filled cache and (if asked for) the weights."""
