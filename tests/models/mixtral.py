@@ -52,6 +52,5 @@ MIXTRAL = Family(
         "router_aux_loss_coef": "of the loss: test_balancing_loss",
         "router_jitter_noise": "of training: test_jitter_is_for_training",
     },
-    excused=dict.fromkeys(("a8q", "a4q"), "activations of experts stay floats: refused (tests/quantization)"),
     refused=(*LLAMA.refused, ({"num_experts_per_tok": 5}, "5 of 4 experts")),
 )
