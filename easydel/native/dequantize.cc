@@ -39,7 +39,8 @@ static void ScaleNibbles(const uint8_t* __restrict codes, const Pairs& pairs, fl
 }
 
 ffi::Error Dequantize(ffi::ThreadPool pool, ffi::AnyBuffer codes, ffi::Buffer<ffi::F32> scales,
-                      ffi::Buffer<ffi::F32> table, ffi::ResultBuffer<ffi::F32> weights, int64_t group) {
+                      ffi::Buffer<ffi::F32> table, ffi::AnyBuffer, ffi::ResultBuffer<ffi::F32> weights,
+                      int64_t group) {
   const auto of_codes = codes.dimensions(), of_weights = weights->dimensions();
   const bool bytes = codes.element_type() == ffi::S8;
   if (of_codes.size() != 2 || of_weights.size() != 2 || of_codes[0] != of_weights[0] || group < 1 || group % 2 ||
@@ -81,5 +82,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(easydel_dequantize, easydel::Dequantize,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()  // not read: what must be there first
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<int64_t>("group_size"));

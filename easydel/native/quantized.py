@@ -105,19 +105,36 @@ def integer_rows(x: jax.Array, codes: jax.Array, scales: jax.Array, *, kind: Kin
     return jax.lax.platform_dependent(x, *stack_of(codes, scales), cpu=native, default=form)
 
 
-def dequantized(codes: jax.Array, scales: jax.Array, *, kind: Kind, group_size: int, inputs: int) -> jax.Array:
-    """Return the float32 weights `[out, inputs]`; on a CPU by a kernel, which is bound by writing them."""
+def dequantized(
+    codes: jax.Array, scales: jax.Array, *, kind: Kind, group_size: int, inputs: int, after: jax.Array | None = None
+) -> jax.Array:
+    """Return the float32 weights `[out, inputs]`; on a CPU by a kernel, which is bound by writing them.
+
+    Args:
+        codes: as the module says.
+        scales: float32 `[out, groups]`.
+        kind: of the codes.
+        group_size: inputs that share a scale.
+        inputs: of the weights.
+        after: what must be there first, such as the other side of a product. Else a compiled model makes the weights of
+            all its layers before it begins, each in memory of its own, and reads them from there.
+    """
     form = functools.partial(dequantize, kind=kind, group_size=group_size, inputs=inputs)
     quantized_forms.check(inputs, codes, scales, kind, group_size)
     if not library.is_available() or group_size % 2:
         return form(codes, scales)
 
-    def native(codes: jax.Array, scales: jax.Array) -> jax.Array:
+    def native(codes: jax.Array, scales: jax.Array, after: jax.Array) -> jax.Array:
         result = jax.ShapeDtypeStruct((codes.shape[0], inputs), jnp.float32)
         call = jax.ffi.ffi_call("easydel_dequantize", result, vmap_method="sequential")
-        return call(codes, scales, table(kind), group_size=np.int64(group_size))
+        return call(codes, scales, table(kind), after, group_size=np.int64(group_size))
 
-    return jax.lax.platform_dependent(codes, scales, cpu=native, default=form)
+    def default(codes: jax.Array, scales: jax.Array, after: jax.Array) -> jax.Array:
+        del after
+        return form(codes, scales)
+
+    after = scales if after is None else jax.lax.stop_gradient(after)
+    return jax.lax.platform_dependent(codes, scales, after, cpu=native, default=default)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
@@ -146,7 +163,7 @@ def _rows_jvp(kind, group_size, primals, tangents):  # type: ignore[no-untyped-d
     # By the float weights: a derivative by x has as many rows as a batch has tokens.
     moved = jnp.zeros((x.shape[0], codes.shape[1]), jnp.float32)
     if not isinstance(x_dot, SymbolicZero):
-        moved = _product(x_dot, _at(codes, place), _at(scales, place), kind, group_size)
+        moved = _product(x_dot, _at(codes, place), _at(scales, place), kind, group_size, after=x)
     if not isinstance(scales_dot, SymbolicZero):
         options = {"kind": kind, "group_size": group_size, "inputs": x.shape[1]}
         moved = moved + x @ dequantize(_at(codes, place), _at(scales_dot, place), **options).T
@@ -180,8 +197,11 @@ def _is_few(x: jax.Array, kind: Kind, group_size: int) -> bool:
     return x.shape[0] <= MOST_ROWS and group_size % 2 == 0 and x.size > 0
 
 
-def _product(x: jax.Array, codes: jax.Array, scales: jax.Array, kind: Kind, group_size: int) -> jax.Array:
-    weights = dequantized(codes, scales, kind=kind, group_size=group_size, inputs=x.shape[1])
+def _product(
+    x: jax.Array, codes: jax.Array, scales: jax.Array, kind: Kind, group_size: int, after: jax.Array | None = None
+) -> jax.Array:
+    after = x if after is None else after
+    weights = dequantized(codes, scales, kind=kind, group_size=group_size, inputs=x.shape[1], after=after)
     return jax.lax.dot_general(
         x, weights, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )

@@ -39,7 +39,9 @@ def quantized_product(
     group_size: int,
     precision: Any = None,
 ) -> jax.Array:
-    """Multiply `x` by a quantized weight: `x · dequantize(codes, scales)ᵀ`. Differentiable by `x`.
+    """Multiply `x` by a quantized weight: `x · dequantize(codes, scales)ᵀ`. Differentiable once, in reverse, by `x`.
+
+    The float weight is made anew for the gradient: kept from one pass to the other, a model's would all be there at once.
 
     Args:
         x: floating point `[rows, in]` (or `[..., in]`).
@@ -54,17 +56,45 @@ def quantized_product(
     """
     if choose(x, codes, group_size) == "rows":
         return pallas.quantized_rows(x, codes, scales, kind=format, group_size=group_size)
-    options: dict[str, Any] = {"kind": format, "group_size": group_size, "inputs": x.shape[-1]}
+    return _whole(x, codes, scales, format, group_size, precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _whole(
+    x: jax.Array, codes: jax.Array, scales: jax.Array, format: Kind, group_size: int, precision: Any
+) -> jax.Array:
+    return _dot(x, _weight(codes, scales, x.shape[-1], x, format, group_size), 1, precision)
+
+
+def _whole_forward(x: jax.Array, codes: jax.Array, scales: jax.Array, *how: Any) -> tuple[jax.Array, Any]:
+    # Of `x` only type and width are needed: an array of no rows keeps both.
+    return _whole(x, codes, scales, *how), (jnp.zeros((0, x.shape[-1]), x.dtype), codes, scales)
+
+
+def _whole_backward(format: Kind, group_size: int, precision: Any, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
+    like, codes, scales = kept
+    weight = _weight(codes, scales, like.shape[-1], gradient, format, group_size)
+    return _dot(gradient, weight, 0, precision), None, None
+
+
+_whole.defvjp(_whole_forward, _whole_backward)
+
+
+def _weight(
+    codes: jax.Array, scales: jax.Array, inputs: int, other: jax.Array, format: Kind, group_size: int
+) -> jax.Array:
+    """Return the float weight `[out, in]` to multiply `other` by, in its dtype."""
+    options: dict[str, Any] = {"kind": format, "group_size": group_size, "inputs": inputs}
     if codes.ndim == 2 and is_on_one_device():
-        weight = native.dequantized(codes, scales, **options).astype(x.dtype)
-    else:
-        weight = dequantize(codes, scales, dtype=x.dtype, **options)
-    return _dot(x, weight, precision).astype(x.dtype)
+        return native.dequantized(codes, scales, after=other, **options).astype(other.dtype)
+    return dequantize(codes, scales, dtype=other.dtype, **options)
 
 
-def _dot(x: jax.Array, weight: jax.Array, precision: Any = None) -> jax.Array:
-    contracted = (((x.ndim - 1,), (1,)), ((), ()))
-    return jax.lax.dot_general(x, weight, contracted, precision=precision, preferred_element_type=jnp.float32)
+def _dot(x: jax.Array, weight: jax.Array, axis: int, precision: Any = None) -> jax.Array:
+    """Contract the last axis of `x` with one of the weight, in the dtype of `x`, summed in float32."""
+    contracted = (((x.ndim - 1,), (axis,)), ((), ()))
+    options: dict[str, Any] = {"precision": precision, "preferred_element_type": jnp.float32}
+    return jax.lax.dot_general(x, weight, contracted, **options).astype(x.dtype)
 
 
 def integer_product(x: jax.Array, codes: jax.Array, scales: jax.Array, *, format: Kind, group_size: int) -> jax.Array:

@@ -32,8 +32,8 @@ def wanted(x: np.ndarray, each: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return out
 
 
-def assert_close(got, x, each, sizes) -> None:
-    bound = TOLERANCE * wanted(np.abs(x), np.abs(each), sizes)
+def assert_close(got, x, each, sizes, tolerance=TOLERANCE) -> None:
+    bound = tolerance * wanted(np.abs(x), np.abs(each), sizes)
     assert np.all(np.abs(np.asarray(got, np.float64) - wanted(x, each, sizes)) <= bound)  # 0 where nobody's rows are
 
 
@@ -51,7 +51,9 @@ def test_each_row_meets_its_weight(kind, rows, shape, sizes, with_kernels, monke
     x = inputs_of(rows, shape[0])
     assert native.serves_quantized_groups(x, codes, scales, sizes, **options) is with_kernels
     got = jax.jit(functools.partial(native.quantized_groups, **options))(x, codes, scales, sizes)
-    assert_close(got, x, each, sizes)
+    # Weights made whole are multiplied by XLA, which adds up all inputs in a chain, eight or more at a time.
+    is_whole = not with_kernels and rows > native.MOST_ROWS
+    assert_close(got, x, each, sizes, max(TOLERANCE, shape[0] / 8 * 6e-8) if is_whole else TOLERANCE)
     if kind != "nf4":
         whole = RNG.integers(-128, 128, (rows, shape[0])).astype(np.int8)
         got = jax.jit(functools.partial(native.integer_groups, **options))(whole, codes, scales, sizes)
