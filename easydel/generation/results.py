@@ -22,7 +22,7 @@ def output_of(progress: Progress, prompt: np.ndarray, options: GenerationOptions
     """
     step = int(progress.written.step)
     begin = int(progress.written.length) - step
-    recorded = {"scores": _steps(progress.scores, step), "logits": _steps(progress.logits, step)}
+    recorded: dict[str, Any] = {"scores": _steps(progress.scores, step), "logits": _steps(progress.logits, step)}
     if progress.hypotheses is None:
         new = np.asarray(progress.written.tokens)[:, begin : begin + step]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,7 @@ def good_ends(case: Pair, ids: np.ndarray, options: dict[str, Any]) -> list[int]
     begin = case.prompt_width(ids)
     free = theirs(case, ids, **options).sequences.numpy()
     found = frequent(free, begin, 8)
-    for one, two in zip(found, found[1:], strict=False):
+    for one, two in itertools.pairwise(found):
         tokens = theirs(case, ids, **options, eos_token_id=[one, two]).sequences.numpy()
         changed = tokens.shape != free.shape or (tokens != free).any()
         if ends_early(tokens, begin, [one, two]) or (changed and options.get("length_penalty", 1) > 1):
