@@ -98,9 +98,7 @@ def letters(ids: Any) -> str:
     return "".join(chr(97 + int(i)) for i in ids)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"num_beams": 2, "early_stopping": True}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2, "early_stopping": True}], ids=str)
 def test_generation_stops_behind_the_string(options: dict[str, Any]) -> None:
     ids = np.random.default_rng(0).integers(0, VOCAB, (2, 5))
     limit = {"max_new_tokens": 12, **options}
