@@ -127,8 +127,16 @@ class Beams:
             watched: states of the stop strings' automaton, or `None`.
             finished: bool `[batch]`, prompts whose search is over: their answers do not change any more.
             max_new_tokens: int32 `[]`.
+
+        Raises:
+            ValueError: the vocabulary is too small for so many end-of-text tokens.
         """
         batch, vocab = hypotheses.running.shape[0], scores.shape[1]
+        if self.candidates > self.width * vocab:
+            raise ValueError(
+                f"num_beams={self.width} looks at {self.candidates} continuations in each step (more with more "
+                f"end-of-text tokens); a vocabulary of {vocab} has only {self.width * vocab}"
+            )
         totals = (scores.reshape(batch, self.width, vocab) + hypotheses.running[:, :, None]).reshape(batch, -1)
         values, chosen = self._candidates(totals, keys, written.step)
         rows = (chosen // vocab + jnp.arange(batch)[:, None] * self.width).reshape(-1)  # [batch · candidates]

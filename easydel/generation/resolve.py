@@ -21,7 +21,7 @@ _NEUTRAL: dict[str, Any] = {
     "use_cache": True,
 }
 # Entries of a generation_config.json that say nothing about what is generated here.
-_IRRELEVANT = {"transformers_version", "bos_token_id", "cache_implementation", "use_cache", "decoder_start_token_id"}
+_IRRELEVANT = {"transformers_version", "bos_token_id", "cache_implementation", "decoder_start_token_id"}
 # Given without do_sample, they mean sampling.
 _KNOBS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # Only beam search looks at them → the value that means nothing.

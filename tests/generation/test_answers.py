@@ -113,6 +113,11 @@ def test_beam_sampling_follows_the_seed_and_rows_their_keys() -> None:
     np.testing.assert_array_equal(answers(ids[:1], seed=1, **options), one[:1])
 
 
+def test_more_ends_than_a_vocabulary_has_continuations_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_beams=2 looks at 56 continuations"):
+        answers(prompt(1, 5), num_beams=2, eos_token_id=[*range(VOCAB), 24, 25, 26])
+
+
 def only_even(input_ids: jax.Array, scores: jax.Array) -> jax.Array:
     return jnp.where(jnp.arange(scores.shape[1]) % 2 == 0, scores, -jnp.inf)
 

@@ -141,6 +141,12 @@ def test_values_are_read_as_transformers_writes_them() -> None:
     assert resolve({"sequence_bias": {(3, 4): 1.5}}).sequence_bias == (((3, 4), 1.5),)
 
 
+def test_a_cache_cannot_be_refused() -> None:
+    with pytest.raises(easydel.UnsupportedError, match="use_cache=False"):
+        resolve({"use_cache": False})
+    assert resolve({"use_cache": True}, {"use_cache": False}) == resolve({}), "how a file would run it is no matter"
+
+
 def test_what_belongs_to_a_call_is_not_read_from_a_file() -> None:
     with pytest.raises(easydel.UnsupportedError, match=r"seed=3 \(from generation_config.json\)"):
         resolve({}, {"seed": 3})
@@ -166,6 +172,7 @@ UNSUPPORTED = [
     ("top_h", 0.4),
     ("prompt_lookup_num_tokens", 3),
     ("output_attentions", True),
+    ("prefix_allowed_tokens_fn", 1),
     ("typo_p", 1),
 ]
 
