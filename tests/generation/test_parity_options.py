@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.generation.parity import ends_early, frequent, ours, same, theirs
+from tests.generation.parity import TIE, ends_early, frequent, is_near_tie, ours, same, theirs
 from tests.models.pairs import Pair, pair
 from tests.models.table import FAMILIES, cases
 
@@ -188,3 +188,25 @@ def test_recorded_scores_and_logits(family: str, beams: int) -> None:
             assert one.dtype == np.float32
             # The parity of logits, 1e-4 of the largest, times the penalty.
             np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4, err_msg=f"{name} {step}")
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_other_tokens_are_no_near_tie(beams: int) -> None:
+    case = main("llama")
+    ids = prompts(case)
+    want = theirs(case, ids, num_beams=beams)
+    wrong = want.sequences.numpy().copy()
+    wrong[1, -1] = (wrong[1, -1] + 1) % case.hf.config.vocab_size
+    assert not is_near_tie(case, ids, wrong, want, {"num_beams": beams})
+    assert is_near_tie(case, ids, want.sequences.numpy(), want, {"num_beams": beams})
+
+
+def test_equal_scores_are_a_near_tie() -> None:
+    case = main("llama")
+    ids = prompts(case)
+    want = theirs(case, ids)
+    other = want.sequences.numpy().copy()
+    second = want.scores[2][0].topk(2)
+    want.scores[2][0, second.indices[1]] = second.values[0] - TIE / 2
+    other[0, 6 + 2 :] = int(second.indices[1])
+    assert is_near_tie(case, ids, other, want, {})
