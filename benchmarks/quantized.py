@@ -22,11 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import report
+from benchmarks.bars import Bar
 from benchmarks.membw import bandwidth
 from benchmarks.rounds import Result, interleave, seconds
 from easydel import native
 
 SHAPES = ((4096, 4096), (576, 1536), (1536, 576), (576, 49152))  # in, out
+BARRED, MOST = SHAPES[0], 0.4  # of float32's time, int8's and nf4's kernels alone
 LARGER_THAN_CACHE = 96 << 20  # bytes that one measurement reads
 PLAIN = "float32"
 
@@ -93,13 +95,17 @@ def main() -> None:
     """Measure and report."""
     options = arguments()
     about, rate = report.environment(), max(bandwidth().values())
-    results, speeds = [], []
+    results, speeds, bars = [], [], []
     for inputs, outputs in SHAPES:
         found = contestants(inputs, outputs, options)
         result = Result(f"{inputs} → {outputs}", "ms", higher_is_better=False)
         result.values = interleave({name: task(*given) for name, given in found.items()}, options.rounds)
         results.append(result)
         print(report.summary(result), flush=True)
+        if (inputs, outputs) == BARRED:
+            for name in ("int8", "nf4"):
+                most = MOST if native.is_available() else None
+                bars.append(Bar(f"{result.title}: {name} ÷ {PLAIN}", result.paired_ratio(name, PLAIN), most=most))
         told = [
             f"{name} {size_of(given[2]) / result.median(name) / 1e6:.1f} ({result.paired_ratio(name, PLAIN):.2f})"
             for name, given in found.items()
@@ -112,6 +118,7 @@ def main() -> None:
         f"GB/s of weights and scales, of {rate / 1e9:.1f} that a stream read from memory before, and in brackets the "
         f"time over {PLAIN}'s, median of the rounds' own ratios:",
         *speeds,
+        *map(str, bars),
     ]
     table = report.rows(results, list(results[0].values), [])
     report.show(table, notes)

@@ -3,6 +3,7 @@
 from easydel.caching.attention import AttentionCache
 from easydel.caching.cache import Cache, LayerCache, caching_layers
 from easydel.caching.cross import CrossAttentionCache, EncoderDecoderCache
+from easydel.caching.quantized import QuantizedStates
 from easydel.caching.recurrent import RecurrentCache
 from easydel.caching.sliding import SlidingCache
 from easydel.caching.stacked import StackedCaches
@@ -13,6 +14,7 @@ __all__ = [
     "CrossAttentionCache",
     "EncoderDecoderCache",
     "LayerCache",
+    "QuantizedStates",
     "RecurrentCache",
     "SlidingCache",
     "StackedCaches",

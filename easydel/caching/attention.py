@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
-import jax.numpy as jnp
 
-from easydel.sharding import constrain
+from easydel.caching.quantized import States, empty, padded, read, updated
 
 if TYPE_CHECKING:
     from easydel.layers.attention import AttentionMask
@@ -23,18 +22,23 @@ Extended = tuple[Any, jax.Array, jax.Array, "AttentionMask"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AttentionCache:
-    """One attention layer's cache: `key`, `value` `[batch, max_length, kv_heads, head_dim]`."""
+    """One attention layer's cache.
+
+    Attributes:
+        key: `[batch, max_length, kv_heads, head_dim]`, numbers or `QuantizedStates`.
+        value: likewise.
+    """
 
     keeps_slots: ClassVar[bool] = True
 
-    key: jax.Array
-    value: jax.Array
+    key: States
+    value: States
 
     @classmethod
     def create(cls, batch_size: int, max_length: int, kv_heads: int, head_dim: int, dtype: Any) -> Self:
-        """Make an empty cache."""
+        """Make an empty cache; `dtype` int8 means `QuantizedStates`."""
         shape = (batch_size, max_length, kv_heads, head_dim)
-        return cls(key=by_heads(jnp.zeros(shape, dtype)), value=by_heads(jnp.zeros(shape, dtype)))
+        return cls(key=empty(shape, dtype), value=empty(shape, dtype))
 
     def extend(self, key: jax.Array, value: jax.Array, mask: AttentionMask) -> Extended:
         """Add new tokens.
@@ -47,24 +51,17 @@ class AttentionCache:
         Returns:
             The updated cache, and keys, values and mask to attend with.
         """
-        updated = self._written(key, value, 0 if mask.offset is None else mask.offset)
+        cache = self._written(key, value, 0 if mask.offset is None else mask.offset)
         if mask.offset is None:
-            return updated, key, value, mask.over(range(key.shape[1]))
-        return updated, updated.key.astype(key.dtype), updated.value.astype(value.dtype), mask
+            return cache, key, value, mask.over(range(key.shape[1]))
+        return cache, read(cache.key, key.dtype), read(cache.value, value.dtype), mask
 
     def grow(self, max_length: int) -> Self:
         """Return the cache with room for `max_length` positions."""
-        more = ((0, 0), (0, max_length - self.key.shape[1]), (0, 0), (0, 0))
-        return type(self)(key=by_heads(jnp.pad(self.key, more)), value=by_heads(jnp.pad(self.value, more)))
+        return type(self)(key=padded(self.key, max_length), value=padded(self.value, max_length))
 
     def _written(self, key: jax.Array, value: jax.Array, index: Any) -> Self:
-        at = (0, index, 0, 0)
-        return type(self)(
-            key=by_heads(jax.lax.dynamic_update_slice(self.key, key.astype(self.key.dtype), at)),
-            value=by_heads(jax.lax.dynamic_update_slice(self.value, value.astype(self.value.dtype), at)),
-        )
+        def write(old: jax.Array, new: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice(old, new, (0, index, 0, 0))
 
-
-def by_heads(x: jax.Array) -> jax.Array:
-    """Ask for keys or values `[batch, slots, kv_heads, head_dim]` to be split by rows and heads."""
-    return constrain(x, "batch", None, "heads", None)
+        return type(self)(key=updated(self.key, key, write), value=updated(self.value, value, write))

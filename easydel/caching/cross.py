@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import jax
+
+from easydel.caching.quantized import States, quantized, read
 
 
 @jax.tree_util.register_dataclass
@@ -14,14 +16,27 @@ class CrossAttentionCache:
     """One cross-attention layer's keys and values; nothing (`None`) until the first call has computed them.
 
     Attributes:
-        key: `[batch, source, kv_heads, head_dim]`.
+        key: `[batch, source, kv_heads, head_dim]`, numbers or `QuantizedStates`.
         value: likewise.
         valid: bool `[batch, source]`, which places hold a token; `None`: all.
+        is_quantized: whether keys and values are kept as int8 (static).
     """
 
-    key: jax.Array | None = None
-    value: jax.Array | None = None
+    key: States | None = None
+    value: States | None = None
     valid: jax.Array | None = None
+    is_quantized: bool = field(default=False, metadata={"static": True})
+
+    def filled(self, key: jax.Array, value: jax.Array, valid: jax.Array | None) -> Self:
+        """Return the cache with what the first call has computed."""
+        states = (quantized(key), quantized(value)) if self.is_quantized else (key, value)
+        return replace(self, key=states[0], value=states[1], valid=valid)
+
+    def read(self, dtype: Any) -> tuple[jax.Array, jax.Array] | None:
+        """Return keys and values to compute with; `None`: there are none yet."""
+        if self.key is None or self.value is None:
+            return None
+        return read(self.key, dtype), read(self.value, dtype)
 
     def grow(self, max_length: int) -> Self:
         """Return the cache as it is: the encoder's states do not get more."""

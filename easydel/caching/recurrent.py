@@ -31,8 +31,17 @@ class RecurrentCache:
     def create(
         cls, batch_size: int, conv_kernel: int, channels: int, state_shape: tuple[int, int, int], dtype: Any
     ) -> Self:
-        """Make the cache before the first token; `state_shape` is heads, head_dim and state_size."""
-        window = jnp.zeros((batch_size, conv_kernel - 1, channels), dtype)
+        """Make the cache before the first token.
+
+        Args:
+            batch_size: number of rows.
+            conv_kernel: tokens that the convolution reaches.
+            channels: of its inputs.
+            state_shape: heads, head_dim and state_size.
+            dtype: of the window; int8, which is for keys and values, leaves it float32.
+        """
+        kept = jnp.float32 if jnp.dtype(dtype) == jnp.int8 else dtype
+        window = jnp.zeros((batch_size, conv_kernel - 1, channels), kept)
         return cls(window, _constrained(jnp.zeros((batch_size, *state_shape), jnp.float32)))
 
     def advance(self, inputs: jax.Array, count: jax.Array | None, state: jax.Array) -> Self:

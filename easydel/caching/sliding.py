@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from easydel.caching.attention import Extended, by_heads
+from easydel.caching.attention import Extended
+from easydel.caching.quantized import States, empty, padded, read, updated
 
 if TYPE_CHECKING:
     from easydel.layers.attention import AttentionMask
@@ -20,22 +21,22 @@ class SlidingCache:
     """One layer's ring: slot `t` of the sequence lies at `t mod size`, where it overwrites slot `t - size`.
 
     Attributes:
-        key: `[batch, size, kv_heads, head_dim]`, `size = min(window, max_length)`.
+        key: `[batch, size, kv_heads, head_dim]`, `size = min(window, max_length)`, numbers or `QuantizedStates`.
         value: likewise.
         window: how many slots a query sees, itself included (static).
     """
 
     keeps_slots: ClassVar[bool] = True
 
-    key: jax.Array
-    value: jax.Array
+    key: States
+    value: States
     window: int = field(metadata={"static": True})
 
     @classmethod
     def create(cls, batch_size: int, max_length: int, window: int, kv_heads: int, head_dim: int, dtype: Any) -> Self:
-        """Make an empty cache."""
+        """Make an empty cache; `dtype` int8 means `QuantizedStates`."""
         shape = (batch_size, min(window, max_length), kv_heads, head_dim)
-        return cls(key=by_heads(jnp.zeros(shape, dtype)), value=by_heads(jnp.zeros(shape, dtype)), window=window)
+        return cls(key=empty(shape, dtype), value=empty(shape, dtype), window=window)
 
     @property
     def size(self) -> int:
@@ -48,20 +49,20 @@ class SlidingCache:
         if mask.offset is None:
             return self._written(key, value, 0), key, value, mask.over(range(length))
         if length == 1:  # the slot it overwrites is one that it does not see
-            updated = self._written(key, value, mask.offset)
+            cache = self._written(key, value, mask.offset)
             slots = self._slots(mask.offset + 1)
-            return updated, updated.key.astype(key.dtype), updated.value.astype(value.dtype), mask.over(slots)
+            return cache, read(cache.key, key.dtype), read(cache.value, value.dtype), mask.over(slots)
         # The first of several new tokens still see what the last ones overwrite.
         slots = jnp.concatenate([self._slots(mask.offset), mask.offset + jnp.arange(length, dtype=jnp.int32)])
-        keys = jnp.concatenate([self.key.astype(key.dtype), key], axis=1)
-        values = jnp.concatenate([self.value.astype(value.dtype), value], axis=1)
+        keys = jnp.concatenate([read(self.key, key.dtype), key], axis=1)
+        values = jnp.concatenate([read(self.value, value.dtype), value], axis=1)
         return self._written(key, value, mask.offset), keys, values, mask.over(slots)
 
     def grow(self, max_length: int) -> Self:
         """Return the cache for sequences of up to `max_length` positions; a full ring stays as it is."""
         # A ring smaller than its window was as long as the sequence could get: nothing has wrapped around yet.
-        more = ((0, 0), (0, min(self.window, max_length) - self.size), (0, 0), (0, 0))
-        return self._with(jnp.pad(self.key, more), jnp.pad(self.value, more))
+        size = min(self.window, max_length)
+        return self._with(padded(self.key, size), padded(self.value, size))
 
     def _slots(self, written: jax.Array) -> jax.Array:
         """Return the slot of the sequence that each place of the ring holds, negative where it holds none."""
@@ -70,15 +71,15 @@ class SlidingCache:
     def _written(self, key: jax.Array, value: jax.Array, first: Any) -> Self:
         kept = min(key.shape[1], self.size)
         first = first + key.shape[1] - kept
-        key, value = (new[:, -kept:].astype(self.key.dtype) for new in (key, value))
-        if kept == 1 or (isinstance(first, int) and first == 0):
-            at = (0, first % self.size, 0, 0)
-            return self._with(*(jax.lax.dynamic_update_slice(*pair, at) for pair in self._pairs(key, value)))
+        at = first % self.size
         places = (first + jnp.arange(kept, dtype=jnp.int32)) % self.size
-        return self._with(*(old.at[:, places].set(new) for old, new in self._pairs(key, value)))
 
-    def _pairs(self, key: jax.Array, value: jax.Array) -> tuple[tuple[jax.Array, jax.Array], ...]:
-        return (self.key, key), (self.value, value)
+        def write(old: jax.Array, new: jax.Array) -> jax.Array:
+            if kept == 1 or (isinstance(first, int) and first == 0):
+                return jax.lax.dynamic_update_slice(old, new, (0, at, 0, 0))
+            return old.at[:, places].set(new)
 
-    def _with(self, key: jax.Array, value: jax.Array) -> Self:
-        return type(self)(key=by_heads(key), value=by_heads(value), window=self.window)
+        return self._with(updated(self.key, key[:, -kept:], write), updated(self.value, value[:, -kept:], write))
+
+    def _with(self, key: States, value: States) -> Self:
+        return type(self)(key=key, value=value, window=self.window)

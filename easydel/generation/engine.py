@@ -137,7 +137,8 @@ def _records(options: GenerationOptions) -> int:
 
 def _with_cache(parts: Any, given: Prompt, width: int, options: GenerationOptions, search: Search) -> Advance:
     structure, params, other = parts
-    loop = cached_loop(structure, bucket(width + options.max_new_tokens, SHORTEST_CACHE), _records(options))
+    slots = bucket(width + options.max_new_tokens, SHORTEST_CACHE)
+    loop = cached_loop(structure, slots, options.cache_dtype, _records(options))
     prompt, kept = align(given.ids, given.mask, width, left=True)
     progress: Progress | None = None
 
@@ -157,6 +158,10 @@ def _with_cache(parts: Any, given: Prompt, width: int, options: GenerationOption
 
 def _with_recompute(model: Any, parts: Any, given: Prompt, options: GenerationOptions, search: Search) -> Advance:
     structure, params, other = parts
+    if options.cache_dtype is not None:
+        raise UnsupportedError(
+            f"{type(model).__name__} takes no cache that could be {options.cache_dtype}: leave out cache_implementation"
+        )
     warnings.warn(
         f"{type(model).__name__} takes no cache: generate() runs the whole prefix again for every token",
         stacklevel=5,

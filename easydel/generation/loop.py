@@ -29,16 +29,18 @@ def run(next_logits: NextLogits, progress: Progress, search: Search, limit: jax.
 
 @dataclass(frozen=True)
 class CachedLoop:
-    """The two programs of a model that takes a cache, for one length of the cache.
+    """The two programs of a model that takes a cache, for one length and dtype of the cache.
 
     Attributes:
         graphdef: of the model.
         max_length: slots of the cache.
+        cache_dtype: `"int8"`, or `None`: the model's.
         records: steps that scores or logits are recorded for, if they are.
     """
 
     graphdef: Any
     max_length: int
+    cache_dtype: str | None
     records: int
 
     @functools.cached_property
@@ -63,8 +65,9 @@ class CachedLoop:
     ) -> Progress:
         model = nnx.merge(self.graphdef, params, other)
         batch, width = ids.shape
+        cache = model.init_operations_cache(batch, width, dtype=self.cache_dtype)
         # The prompt attends to itself alone: the cache gets its full length afterwards.
-        logits, cache = _next_logits(model, ids, mask, model.init_operations_cache(batch, width), **context)
+        logits, cache = _next_logits(model, ids, mask, cache, **context)
         written = begin_after(ids, mask, self.max_length, search.pad_token_id)
         return begin(logits, cache.grow(self.max_length), written, seed, search, self.records)
 
@@ -89,6 +92,6 @@ def _next_logits(
 
 
 @functools.lru_cache(maxsize=32)
-def cached_loop(structure: Structure, max_length: int, records: int = 0) -> CachedLoop:
+def cached_loop(structure: Structure, max_length: int, cache_dtype: str | None = None, records: int = 0) -> CachedLoop:
     """Return the programs for a model's structure and `max_length` slots of the cache; equal models share them."""
-    return CachedLoop(structure.graphdef, max_length, records)
+    return CachedLoop(structure.graphdef, max_length, cache_dtype, records)

@@ -54,6 +54,7 @@ class GenerationOptions:
         eos_token_ids: a row ends after one of them.
         pad_token_id: fills a row after its end.
         seed: of the random draws.
+        cache_dtype: `"int8"`: keys and values are kept so; `None`: in the model's dtype.
     """
 
     max_new_tokens: int = DEFAULT_NEW_TOKENS
@@ -95,6 +96,7 @@ class GenerationOptions:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int = 0
     seed: int = 0
+    cache_dtype: str | None = None
 
     def __post_init__(self) -> None:
         for name, good, expected in (*self._ranges(), *self._combinations()):

@@ -21,7 +21,7 @@ _NEUTRAL: dict[str, Any] = {
     "use_cache": True,
 }
 # Entries of a generation_config.json that say nothing about what is generated here.
-_IRRELEVANT = {"transformers_version", "bos_token_id", "cache_implementation", "decoder_start_token_id"}
+_IRRELEVANT = {"transformers_version", "bos_token_id", "decoder_start_token_id"}
 # Given without do_sample, they mean sampling.
 _KNOBS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # Only beam search looks at them → the value that means nothing.
@@ -133,8 +133,13 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "seed": _whole,
 }
 _LENGTHS = ("max_new_tokens", "max_length", "min_new_tokens", "min_length")
-_OFFERED = {*_READ, *_LENGTHS, "do_sample", "eos_token_id", "pad_token_id"}
+_OFFERED = {
+    *(*_READ, *_LENGTHS),
+    *("do_sample", "eos_token_id", "pad_token_id", "cache_implementation", "cache_config"),
+}
 _OF_CALLS = {"tokenizer", "logits_processor", "stopping_criteria", "seed"}
+# Ways to lay a cache out that change no number: here it has a fixed size, and a window's where there is one.
+_LAYOUTS = ("dynamic", "static", "sliding_window", "hybrid", "hybrid_chunked")
 _FROM_CONFIG = ("eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id")
 
 
@@ -173,6 +178,9 @@ def resolve_options(
         do_sample=bool(sampling),
         eos_token_ids=eos,
         pad_token_id=_value("pad_token_id", pad, _whole),
+        cache_dtype=_cache_dtype(
+            merged.get("cache_implementation"), merged.get("cache_config"), "cache_config" in asked
+        ),
         **read,
     )
     _check_vocabulary(options, getattr(model_config, "vocab_size", None))
@@ -207,6 +215,24 @@ def _shortest(asked: Mapping[str, Any], stored: Mapping[str, Any], prompt_length
                 raise ValueError(f"min_length must be in [0, {prompt_length + longest}], got {least}")
             return max(least - prompt_length, 0)
     return 0
+
+
+def _cache_dtype(implementation: str | None, config: Any, is_asked: bool) -> str | None:
+    """Return `"int8"` for a quantized cache; `is_asked` says whether the call itself names its config."""
+    if implementation is None or implementation in _LAYOUTS:
+        if is_asked:
+            raise ValueError(f"cache_config={config!r} is of cache_implementation='quantized', got {implementation!r}")
+        return None
+    if implementation != "quantized":
+        raise UnsupportedError(
+            f"cache_implementation={implementation!r} is not supported (offered: quantized, {', '.join(_LAYOUTS)})"
+        )
+    if config is not None and config != {"nbits": 8}:
+        raise UnsupportedError(
+            f"cache_config={config!r} is not supported: a quantized cache holds int8, with a scale for each head of "
+            "each position; pass cache_config={'nbits': 8}, or none"
+        )
+    return "int8"
 
 
 def _refuse(options: Mapping[str, Any], where: str, asked: Mapping[str, Any]) -> None:

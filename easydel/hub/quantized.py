@@ -3,8 +3,9 @@
 Two layouts. Where every quantized layer of a model is `nf4`, a plain `x.weight` in Hugging Face's names, and fits
 bitsandbytes' blocks, its tensors are those of `easydel.hub.bitsandbytes`. Else each quantized layer's `codes`, `scales`
 (and `input_scale`) are written as they are (`easydel.quantization.formats`), under the layer's plain name: `x.codes`,
-`x.scales`, `x.input_scale`. `quantization_config` in `config.json` tells which: its `quant_method` is `"bitsandbytes"`,
-or `"easydel"` beside `method` and `group_size`.
+`x.scales`, `x.input_scale`; of a tensor that Hugging Face fuses and of which only some parts are quantized, the others
+are written by themselves, too. `quantization_config` in `config.json` tells which: its `quant_method` is
+`"bitsandbytes"`, or `"easydel"` beside `method` and `group_size`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from easydel.hub.bitsandbytes import BLOCK_SIZES, PACKED_DTYPES, PACKED_SUFFIXES
 from easydel.hub.safetensors import TensorEntry
 from easydel.hub.weight_map import TRANSPOSE, Link, build_links, stored_variables, tied_names
 from easydel.quantization.choose import candidates
-from easydel.quantization.linear import QuantizedLayer, QuantizedLinear, QuantizedWeight
+from easydel.quantization.layer import QuantizedLayer, QuantizedWeight
+from easydel.quantization.linear import QuantizedLinear
 from easydel.quantization.methods import METHODS
 from easydel.quantization.report import quantized_layers
 from easydel.stacked import kind_of, layer_of, layer_paths

@@ -148,7 +148,8 @@ def build_links(
         form: of the checkpoint; the one that saving writes if `None` or if the module knows no such form.
 
     Raises:
-        ValueError: two links name the same tensor, or a rule of several targets finds only some of them.
+        ValueError: two links name the same tensor, or a rule of several targets finds only some of them, and the others
+            are not quantized.
     """
     variables = stored_variables(module) if variables is None else variables
     modules = named_modules(module) if modules is None else modules
@@ -190,12 +191,21 @@ def _ruled(path: str, shapes: Mapping[str, Shape], rules: Sequence[_Scoped]) -> 
             continue
         head, groups = path[: match.start()], match.groupdict()
         targets = tuple(head + target.format(**groups) for target in rule.targets)
-        if absent := [target for target in targets if target not in shapes]:
+        absent = [target for target in targets if target not in shapes]
+        if absent and all(_has_codes(target, shapes) for target in absent):
+            continue  # some parts of a fused tensor are quantized: it is written part by part, in a layout of our own
+        if absent:
             raise ValueError(f"the weight rule {rule.source!r} for {path!r} also needs {', '.join(absent)}")
         target_shapes = tuple(shapes[target] for target in targets)
         start = _renamed(head, rules)
         sources = tuple(name for source in rule.sources for name in _expand(start + source, groups, target_shapes[0]))
         yield Link(sources, targets, rule.transform, tuple(rule.transform.source_shapes(target_shapes)), target_shapes)
+
+
+def _has_codes(target: str, shapes: Mapping[str, Shape]) -> bool:
+    """Whether a layer holds codes in place of its kernel (`easydel.hub.quantized`)."""
+    layer, _, name = target.rpartition("/")
+    return name == "kernel" and f"{layer}/codes" in shapes
 
 
 def _expand(source: str, groups: Mapping[str, str], shape: Shape) -> list[str]:

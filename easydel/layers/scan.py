@@ -214,9 +214,9 @@ _compiled = functools.partial(jax.jit, static_argnums=0)(_scanned)
 
 
 def _slices(layer: Any, stacks: Any, index: jax.Array) -> Iterator[native.Slice]:
-    """Yield the matrices of a layer with the stacks they come from."""
+    """Yield the matrices of a layer, those of experts together, with the stacks they come from."""
     for array, stack in zip(jax.tree.leaves(layer), jax.tree.leaves(stacks), strict=True):
-        if stack.ndim == 3:
+        if stack.ndim >= 3:
             yield native.Slice(array, stack, index)
 
 

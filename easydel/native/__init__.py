@@ -5,10 +5,12 @@ Each kernel has an XLA form of the same result; `jax.lax.platform_dependent` tak
 compiled for a CPU.
 """
 
-from easydel.native.few_rows import Slice, few_rows, kernels_are_sliced, serves_few_rows
+from easydel.native.few_rows import few_rows, serves_few_rows
 from easydel.native.grouped import grouped, serves_grouped
 from easydel.native.library import is_available
 from easydel.native.quantized import MOST_ROWS, dequantized, integer_rows, quantized_rows, serves_quantized_rows
+from easydel.native.quantized_groups import integer_groups, quantized_groups, serves_quantized_groups
+from easydel.native.slices import Slice, kernels_are_sliced
 
 __all__ = [
     "MOST_ROWS",
@@ -16,11 +18,14 @@ __all__ = [
     "dequantized",
     "few_rows",
     "grouped",
+    "integer_groups",
     "integer_rows",
     "is_available",
     "kernels_are_sliced",
+    "quantized_groups",
     "quantized_rows",
     "serves_few_rows",
     "serves_grouped",
+    "serves_quantized_groups",
     "serves_quantized_rows",
 ]

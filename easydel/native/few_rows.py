@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from easydel.native import library
+from easydel.native.slices import are_sliced, slice_of
 
 MOST_ROWS = 4
 LEAST_BYTES = 256 << 10
 """Where XLA's product takes over: more rows, or a kernel so small that dividing it among threads does not pay."""
-
-
-class Slice(NamedTuple):
-    """A kernel that is one of a stack's: `array` is `stack[place]`."""
-
-    array: jax.Array
-    stack: jax.Array
-    place: jax.Array
-
-
-_SLICES: ContextVar[Mapping[int, Slice] | None] = ContextVar("easydel_slices", default=None)
-
-
-@contextlib.contextmanager
-def kernels_are_sliced(slices: Iterable[Slice]) -> Iterator[None]:
-    """Say that inside the block kernels are slices of larger arrays, as those in a scan are.
-
-    A kernel of ours would need a copy of a slice, which costs more than the product. So `few_rows` reads those of
-    `slices` from their stacks; products with others are left to XLA, which reads them where they lie.
-    """
-    token = _SLICES.set({id(entry.array): entry for entry in slices})
-    try:
-        yield
-    finally:
-        _SLICES.reset(token)
-
-
-def _slice_of(kernel: jax.Array) -> Slice | None:
-    return (_SLICES.get() or {}).get(id(kernel))
 
 
 def serves_few_rows(x: jax.Array, kernel: jax.Array) -> bool:
@@ -52,7 +21,7 @@ def serves_few_rows(x: jax.Array, kernel: jax.Array) -> bool:
         x.dtype == kernel.dtype == jnp.float32
         and 0 < x.shape[0] <= MOST_ROWS
         and kernel.size * 4 >= LEAST_BYTES
-        and (_SLICES.get() is None or _slice_of(kernel) is not None)
+        and (not are_sliced() or slice_of(kernel) is not None)
         and library.is_available()
     )
 
@@ -67,7 +36,7 @@ def few_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
         float32 `[rows, out]`, summed in float32; elsewhere than on a CPU, XLA's product.
     """
-    found = _slice_of(kernel)
+    found = slice_of(kernel)
     if found is None:
         return _few_rows(x, kernel[None], jnp.int32(0))
     return _few_rows(x, found.stack, found.place)

@@ -6,11 +6,15 @@ The layout of the weights of a layer `in → out`, transposed as torch has them:
 - `nf4`, `int4`: codes uint8 `[out, ceil(in / 2)]`, the even input in the high nibble; value = NF4[code] * scale, or
   the nibble in two's complement * scale;
 - scales float32 `[out, ceil(in / group_size)]`; the last group may be shorter.
+
+Of weights that are slices of stacks (`easydel.native.slices`) the kernels read the stacks.
 """
 
 from __future__ import annotations
 
 import functools
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +22,8 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from easydel.native import library, quantized_forms
-from easydel.native.quantized_forms import Kind
+from easydel.native.codes import Kind, dequantize, table
+from easydel.native.slices import slice_of
 
 MOST_ROWS = 8
 """Where dequantizing pays: more rows than these share the work."""
@@ -61,7 +66,7 @@ def quantized_rows(x: jax.Array, codes: jax.Array, scales: jax.Array, *, kind: K
     quantized_forms.check(quantized_forms.inputs_of(x), codes, scales, kind, group_size)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x is {x.dtype}: expected floats; int8 inputs go to integer_rows")
-    return _rows(x.astype(jnp.float32), codes, scales, kind, group_size).astype(x.dtype)
+    return _rows(x.astype(jnp.float32), *stack_of(codes, scales), kind, group_size).astype(x.dtype)
 
 
 def integer_rows(x: jax.Array, codes: jax.Array, scales: jax.Array, *, kind: Kind, group_size: int) -> jax.Array:
@@ -88,16 +93,21 @@ def integer_rows(x: jax.Array, codes: jax.Array, scales: jax.Array, *, kind: Kin
         raise ValueError(f"got {x.dtype} inputs and {kind} weights: expected int8 inputs and int8 or int4 weights")
     if not _is_few(x, kind, group_size):
         return _product(x.astype(jnp.float32), codes, scales, kind, group_size)
-    form = functools.partial(quantized_forms.integer_rows, kind=kind, group_size=group_size)
     if not serves_quantized_rows(x, codes, scales, kind=kind, group_size=group_size):
-        return form(x, codes, scales)
-    native = functools.partial(_native_integer, group_size=group_size)
-    return jax.lax.platform_dependent(x, codes, scales, cpu=native, default=form)
+        return quantized_forms.integer_rows(x, codes, scales, kind, group_size)
+
+    def native(x: jax.Array, codes: jax.Array, scales: jax.Array, place: jax.Array) -> jax.Array:
+        return call_integers(x, codes, scales, place, _all_rows(x), group_size)
+
+    def form(x: jax.Array, codes: jax.Array, scales: jax.Array, place: jax.Array) -> jax.Array:
+        return quantized_forms.integer_rows(x, _at(codes, place), _at(scales, place), kind, group_size)
+
+    return jax.lax.platform_dependent(x, *stack_of(codes, scales), cpu=native, default=form)
 
 
 def dequantized(codes: jax.Array, scales: jax.Array, *, kind: Kind, group_size: int, inputs: int) -> jax.Array:
     """Return the float32 weights `[out, inputs]`; on a CPU by a kernel, which is bound by writing them."""
-    form = functools.partial(quantized_forms.dequantize, kind=kind, group_size=group_size, inputs=inputs)
+    form = functools.partial(dequantize, kind=kind, group_size=group_size, inputs=inputs)
     quantized_forms.check(inputs, codes, scales, kind, group_size)
     if not library.is_available() or group_size % 2:
         return form(codes, scales)
@@ -105,33 +115,65 @@ def dequantized(codes: jax.Array, scales: jax.Array, *, kind: Kind, group_size: 
     def native(codes: jax.Array, scales: jax.Array) -> jax.Array:
         result = jax.ShapeDtypeStruct((codes.shape[0], inputs), jnp.float32)
         call = jax.ffi.ffi_call("easydel_dequantize", result, vmap_method="sequential")
-        return call(codes, scales, _table(kind), group_size=np.int64(group_size))
+        return call(codes, scales, table(kind), group_size=np.int64(group_size))
 
     return jax.lax.platform_dependent(codes, scales, cpu=native, default=form)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
-def _rows(x: jax.Array, codes: jax.Array, scales: jax.Array, kind: Kind, group_size: int) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def _rows(
+    x: jax.Array, codes: jax.Array, scales: jax.Array, place: jax.Array, kind: Kind, group_size: int
+) -> jax.Array:
+    """Multiply by one of a stack's weights."""
     if not _is_few(x, kind, group_size):
-        return _product(x, codes, scales, kind, group_size)
-    form = functools.partial(quantized_forms.rows, kind=kind, group_size=group_size)
-    if not serves_quantized_rows(x, codes, scales, kind=kind, group_size=group_size):
-        return form(x, codes, scales)
-    native = functools.partial(_native, kind=kind, group_size=group_size)
-    return jax.lax.platform_dependent(x, codes, scales, cpu=native, default=form)
+        return _product(x, _at(codes, place), _at(scales, place), kind, group_size)
+    one: Any = (jax.ShapeDtypeStruct(part.shape[1:], part.dtype) for part in (codes, scales))
+    if not serves_quantized_rows(x, *one, kind=kind, group_size=group_size):
+        return quantized_forms.rows(x, _at(codes, place), _at(scales, place), kind, group_size)
+
+    def native(x: jax.Array, codes: jax.Array, scales: jax.Array, place: jax.Array) -> jax.Array:
+        return call_floats(x, codes, scales, place, _all_rows(x), kind, group_size)
+
+    def form(x: jax.Array, codes: jax.Array, scales: jax.Array, place: jax.Array) -> jax.Array:
+        return quantized_forms.rows(x, _at(codes, place), _at(scales, place), kind, group_size)
+
+    return jax.lax.platform_dependent(x, codes, scales, place, cpu=native, default=form)
 
 
 @functools.partial(_rows.defjvp, symbolic_zeros=True)
 def _rows_jvp(kind, group_size, primals, tangents):  # type: ignore[no-untyped-def]
-    (x, codes, scales), (x_dot, _, scales_dot) = primals, tangents
+    (x, codes, scales, place), (x_dot, _, scales_dot, _) = primals, tangents
     # By the float weights: a derivative by x has as many rows as a batch has tokens.
-    moved = jnp.zeros((x.shape[0], codes.shape[0]), jnp.float32)
+    moved = jnp.zeros((x.shape[0], codes.shape[1]), jnp.float32)
     if not isinstance(x_dot, SymbolicZero):
-        moved = _product(x_dot, codes, scales, kind, group_size)
+        moved = _product(x_dot, _at(codes, place), _at(scales, place), kind, group_size)
     if not isinstance(scales_dot, SymbolicZero):
-        weights_dot = quantized_forms.dequantize(codes, scales_dot, kind, group_size, x.shape[1])
-        moved = moved + x @ weights_dot.T
-    return _rows(x, codes, scales, kind, group_size), moved
+        options = {"kind": kind, "group_size": group_size, "inputs": x.shape[1]}
+        moved = moved + x @ dequantize(_at(codes, place), _at(scales_dot, place), **options).T
+    return _rows(x, codes, scales, place, kind, group_size), moved
+
+
+def stack_of(codes: jax.Array, scales: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the stacks `[n, out, …]` that codes and scales lie in, and int32, where in them they begin.
+
+    Args:
+        codes: of one weight, or of several behind one another, `[…, out, bytes]`.
+        scales: of the same.
+    """
+    of_codes, of_scales, place = slice_of(codes), slice_of(scales), jnp.int32(0)
+    if of_codes is not None and of_scales is not None:
+        place = of_codes.place * math.prod(codes.shape[:-2])
+        codes, scales = of_codes.stack, of_scales.stack
+    flat = (part.reshape(math.prod(part.shape[:-2]), *part.shape[-2:]) for part in (codes, scales))
+    return *flat, place
+
+
+def _at(stack: jax.Array, place: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(stack, place, keepdims=False)
+
+
+def _all_rows(x: jax.Array) -> np.ndarray:
+    return np.full(1, x.shape[0], np.int32)
 
 
 def _is_few(x: jax.Array, kind: Kind, group_size: int) -> bool:
@@ -145,23 +187,39 @@ def _product(x: jax.Array, codes: jax.Array, scales: jax.Array, kind: Kind, grou
     )
 
 
-def _table(kind: Kind) -> np.ndarray:
-    """Return the values of 4-bit codes; int8 codes stand for themselves and look at none."""
-    return quantized_forms.table("int4" if kind == "int8" else kind)
-
-
-def _native(
-    x: jax.Array, codes: jax.Array, scales: jax.Array, kind: Kind, group_size: int, widest: bool = True
+def call_floats(
+    x: jax.Array,
+    codes: jax.Array,
+    scales: jax.Array,
+    place: Any,
+    sizes: Any,
+    kind: Kind,
+    group_size: int,
+    widest: bool = True,
 ) -> jax.Array:
-    """Call the kernel, by the widest instructions of the processor or by AVX2."""
-    result = jax.ShapeDtypeStruct((x.shape[0], codes.shape[0]), jnp.float32)
+    """Call the kernel, by the widest instructions of the processor or by AVX2.
+
+    Args:
+        x: float32 `[rows, in]`.
+        codes: of a stack, `[n, out, bytes]`.
+        scales: float32 `[n, out, groups]`.
+        place: int32, the weight of the first group of rows; that of the next follows it.
+        sizes: int32 `[groups of rows]`; rows beyond their sum come out 0.
+        kind: of the codes.
+        group_size: inputs that share a scale.
+        widest: or by AVX2.
+    """
+    result = jax.ShapeDtypeStruct((x.shape[0], codes.shape[1]), jnp.float32)
     call = jax.ffi.ffi_call("easydel_quantized_rows", result, vmap_method="sequential")
-    return call(x, codes, scales, _table(kind), group_size=np.int64(group_size), widest=widest)
+    where = jnp.asarray(place, jnp.int32).reshape(1)
+    return call(x, codes, scales, table(kind), where, sizes, group_size=np.int64(group_size), widest=widest)
 
 
-def _native_integer(
-    x: jax.Array, codes: jax.Array, scales: jax.Array, group_size: int, widest: bool = True
+def call_integers(
+    x: jax.Array, codes: jax.Array, scales: jax.Array, place: Any, sizes: Any, group_size: int, widest: bool = True
 ) -> jax.Array:
-    result = jax.ShapeDtypeStruct((x.shape[0], codes.shape[0]), jnp.float32)
+    """Call the kernel for int8 rows; else as `call_floats`."""
+    result = jax.ShapeDtypeStruct((x.shape[0], codes.shape[1]), jnp.float32)
     call = jax.ffi.ffi_call("easydel_integer_rows", result, vmap_method="sequential")
-    return call(x, codes, scales, group_size=np.int64(group_size), widest=widest)
+    where = jnp.asarray(place, jnp.int32).reshape(1)
+    return call(x, codes, scales, where, sizes, group_size=np.int64(group_size), widest=widest)

@@ -2,42 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Kind = Literal["int8", "int4", "nf4"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-NF4_VALUES = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
-"""The code points of 4-bit NormalFloat (QLoRA, arXiv:2305.14314, appendix E)."""
-
-INT4_VALUES = (*range(8), *range(-8, 0))
-"""What the 16 nibbles stand for in two's complement."""
-
-
-def table(kind: Kind) -> np.ndarray:
-    """Return the float32 values `[16]` of a kind's 4-bit codes."""
-    return np.asarray(NF4_VALUES if kind == "nf4" else INT4_VALUES, np.float32)
+from easydel.native.codes import KINDS, Kind, grouped, is_packed, nibble_values
 
 
 def inputs_of(x: jax.Array) -> int:
@@ -47,7 +18,7 @@ def inputs_of(x: jax.Array) -> int:
     return x.shape[1]
 
 
-def check(inputs: int, codes: jax.Array, scales: jax.Array, kind: Kind, group_size: int) -> None:
+def check(inputs: int, codes: Any, scales: Any, kind: Kind, group_size: int) -> None:
     """Raise ValueError unless codes and scales belong together and are those of so many inputs."""
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: the kinds of quantized weights are {', '.join(KINDS)}")
@@ -55,8 +26,8 @@ def check(inputs: int, codes: jax.Array, scales: jax.Array, kind: Kind, group_si
         raise ValueError(f"group_size={group_size}: a group has at least one input")
     if codes.ndim != 2:
         raise ValueError(f"got codes {codes.shape}: expected [out, in] for int8, [out, in / 2] for two codes to a byte")
-    width = inputs if kind == "int8" else -(-inputs // 2)
-    want = ((codes.shape[0], width), jnp.int8 if kind == "int8" else jnp.uint8)
+    width = -(-inputs // 2) if is_packed(kind) else inputs
+    want = ((codes.shape[0], width), jnp.uint8 if is_packed(kind) else jnp.int8)
     if (codes.shape, codes.dtype) != want:
         raise ValueError(
             f"{kind} codes for {inputs} inputs: got {codes.dtype} {codes.shape}, expected "
@@ -68,17 +39,6 @@ def check(inputs: int, codes: jax.Array, scales: jax.Array, kind: Kind, group_si
             f"scales for {inputs} inputs in groups of {group_size}: got {scales.dtype} {scales.shape}, expected "
             f"float32 {groups}"
         )
-
-
-def dequantize(codes: jax.Array, scales: jax.Array, kind: Kind, group_size: int, inputs: int) -> jax.Array:
-    """Return the float32 weights `[out, inputs]`: the value of each code times the scale of its group."""
-    if kind == "int8":
-        values = codes.astype(jnp.float32)
-    else:
-        pairs = jnp.stack([codes >> 4, codes & 15], axis=-1)
-        values = _value(pairs, kind).reshape(codes.shape[0], -1)[:, :inputs]
-    grouped = _grouped(values, group_size) * scales[..., None]
-    return grouped.reshape(codes.shape[0], -1)[:, :inputs]
 
 
 def rows(x: jax.Array, codes: jax.Array, scales: jax.Array, kind: Kind, group_size: int) -> jax.Array:
@@ -111,19 +71,12 @@ def _halves(
     x: jax.Array, codes: jax.Array, kind: Kind, group_size: int
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """Return x `[rows, 1, groups, half]` and values of codes `[1, out, groups, half]` of both halves of all groups."""
-    x = _grouped(x, group_size)[:, None]
+    x = grouped(x, group_size)[:, None]
     if kind == "int8":
-        codes, half = _grouped(codes, group_size)[None], group_size // 2
+        codes, half = grouped(codes, group_size)[None], group_size // 2
         return (x[..., :half], codes[..., :half]), (x[..., half:], codes[..., half:])
-    codes = _grouped(codes, group_size // 2)[None]
-    return (x[..., ::2], _value(codes >> 4, kind)), (x[..., 1::2], _value(codes & 15, kind))
-
-
-def _grouped(array: jax.Array, group_size: int) -> jax.Array:
-    """Return `[n, inputs]` as `[n, groups, group_size]`, filled up with 0."""
-    missing = -array.shape[1] % group_size
-    padded = jnp.pad(array, ((0, 0), (0, missing))) if missing else array
-    return padded.reshape(array.shape[0], -1, group_size)
+    codes = grouped(codes, group_size // 2)[None]
+    return (x[..., ::2], nibble_values(codes >> 4, kind)), (x[..., 1::2], nibble_values(codes & 15, kind))
 
 
 def _sum_both(left: jax.Array, right: jax.Array, axis: int) -> jax.Array:
@@ -135,11 +88,3 @@ def _sum_both(left: jax.Array, right: jax.Array, axis: int) -> jax.Array:
     zero = np.zeros((), left.dtype)
     one, two = jax.lax.reduce((left, right), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (axis,))
     return one + two
-
-
-def _value(nibbles: jax.Array, kind: Kind) -> jax.Array:
-    """Return what 4-bit codes stand for: float32 of any shape."""
-    if kind == "int4":
-        values = nibbles.astype(jnp.float32)
-        return jnp.where(nibbles < 8, values, values - 16)
-    return jnp.asarray(table(kind))[nibbles]

@@ -13,9 +13,11 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from easydel.calls import refuse_shapes
+from easydel.native.codes import dequantize
 from easydel.quantization.choose import Chosen, chosen_layers
-from easydel.quantization.formats import dequantize, quantize
-from easydel.quantization.linear import QuantizedLayer, quantized_layer
+from easydel.quantization.formats import quantize
+from easydel.quantization.layer import QuantizedLayer
+from easydel.quantization.linear import quantized_layer
 from easydel.quantization.methods import check_group_size, method_named
 from easydel.quantization.replace import replace_modules
 from easydel.quantization.report import quantized_layers, remember_errors
@@ -39,14 +41,16 @@ def quantize_module(
     refuse_shapes(module, "quantize")
     if calibration is not None and not how.is_calibrated:
         raise ValueError(f"calibration is read by 'a8bit' only, not by {method!r}; leave it out")
-    chosen = chosen_layers(module, pattern, how)
+    chosen = chosen_layers(module, pattern)
     _check_finite(chosen)
     scales: Mapping[str, jax.Array] = {}
     if how.is_calibrated:
         from easydel.quantization.calibration import input_scales
 
         scales = input_scales(module, chosen, group_size, calibration)
-    for one in chosen:
+    chosen.reverse()
+    while chosen:  # a float kernel lives no longer than it takes to quantize it
+        one = chosen.pop()
         layer = quantized_layer(one.layer, method, group_size, one.stack)
         fill_layer(layer, one.layer.kernel.get_value(), scales.get(one.path), one.stack)
         replace_modules(module, {id(one.layer): layer})
@@ -140,7 +144,7 @@ def _quantize(
     matrix = matrix.astype(jnp.float32)
     scaled = matrix if factor is None else matrix * factor[..., None]
     codes, scales = quantize(jnp.swapaxes(scaled, -1, -2), format, group_size)
-    back = dequantize(codes, scales, format=format, group_size=group_size, in_features=matrix.shape[-2])
+    back = dequantize(codes, scales, kind=format, group_size=group_size, inputs=matrix.shape[-2])
     back = jnp.swapaxes(back, -1, -2)
     back = back if factor is None else back / factor[..., None]
     axes = tuple(range(-2 - experts_axes, 0))

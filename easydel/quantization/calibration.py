@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,10 +15,14 @@ from flax import nnx
 from easydel.calls import takes
 from easydel.errors import UnsupportedError
 from easydel.layers.moe.experts import ExpertLinear
+from easydel.layers.scan import ScannedLayers
+from easydel.layers.stack import LayerInputs, LayerStack, StackOutput
+from easydel.native.codes import dequantize
 from easydel.paths import named_modules
 from easydel.quantization.choose import Chosen
-from easydel.quantization.formats import dequantize, quantize
+from easydel.quantization.formats import quantize
 from easydel.quantization.replace import replace_modules
+from easydel.stacked import layer_of
 
 MOST_ROWS = 512
 """Of each layer's inputs so many tokens are kept to compare candidates by."""
@@ -50,8 +54,8 @@ class _Observed(nnx.Module):
     def __call__(self, inputs: jax.Array, *args: Any, **options: Any) -> jax.Array:
         if isinstance(inputs, jax.core.Tracer):
             raise UnsupportedError(
-                f"calibrating {self.path} is not supported, because its layer runs inside a scan or is computed again "
-                "for gradients: quantize with config.scan_layers=False and gradient_checkpointing='none'"
+                f"calibrating {self.path} is not supported, because its layer is traced, as in a scan of your own or "
+                "where it is computed again for gradients: quantize with gradient_checkpointing='none'"
             )
         axes = sorted(axis % inputs.ndim for axis in getattr(self.layer, "axis", (-1,)))
         x = jnp.moveaxis(inputs, axes, range(inputs.ndim - len(axes), inputs.ndim))
@@ -60,10 +64,35 @@ class _Observed(nnx.Module):
         return self.layer(inputs, *args, **options)
 
 
+class _LayerByLayer(nnx.Module):
+    """Layers stored stacked, run one after the other with observers, each taken out of the stack only while it runs."""
+
+    def __init__(self, layers: ScannedLayers, path: str, notes: Mapping[str, _Notes]) -> None:
+        self.layers, self.path, self.notes = layers, path, nnx.static(dict(notes))
+
+    def __iter__(self) -> Iterator[Any]:
+        for place, block in enumerate(self.layers):
+            _put_observers(block, f"{self.path}/{place}/" if self.path else f"{place}/", self.notes)
+            yield block
+
+    def run(self, hidden: jax.Array, inputs: LayerInputs, caches: Any, remat: str = "none") -> StackOutput:
+        """Run all blocks; see `LayerStack.run`. No gradient will be asked for, so nothing is computed again."""
+        del remat
+        return LayerStack.run(self, hidden, inputs, caches)  # type: ignore[arg-type]
+
+
+def _put_observers(module: Any, prefix: str, notes: Mapping[str, _Notes]) -> None:
+    """Let the layers of a module, at paths behind a prefix, take down their inputs."""
+    modules = named_modules(module, by_layer=False)
+    there = {path.removeprefix(prefix): seen for path, seen in notes.items() if path.startswith(prefix)}
+    observers = {id(modules[p]): _Observed(modules[p], prefix + p, seen) for p, seen in there.items() if p in modules}
+    replace_modules(module, observers)
+
+
 def input_scales(
     module: Any, chosen: Sequence[Chosen], group_size: int, calibration: Sequence[Any] | None
 ) -> dict[str, jax.Array]:
-    """Return path → float32 `[in]`, by which a layer's weight is to be multiplied before it is quantized.
+    """Return path → float32 `[in]` (of a stack `[layers, in]`), by which a weight is multiplied before it is quantized.
 
     As in AWQ (arXiv:2306.00978, section 3.2) the factor of an input is a power of its mean magnitude, `m ** a`, and of
     the exponents `a` in 0, 0.05 … 1 each layer gets the one for which its outputs for the observed inputs change least;
@@ -91,23 +120,22 @@ def input_scales(
     found = {}
     for one in linear:
         kernel = one.layer.kernel.get_value()
-        seen = notes[one.path]
-        found[one.path] = best_scale(kernel.reshape(len(seen.total), -1), seen, group_size)
+        scales = []
+        for index, path in enumerate(one.paths):
+            matrix = kernel if one.stack is None else layer_of(kernel, index)
+            scales.append(best_scale(matrix.reshape(len(notes[path].total), -1), notes[path], group_size))
+        found[one.path] = scales[0] if one.stack is None else jnp.stack(scales)
     return found
 
 
 def observe(module: Any, chosen: Sequence[Chosen], batches: Sequence[Mapping[str, Any]]) -> dict[str, _Notes]:
-    """Run the model on batches and return what each layer was given; the model itself is not touched."""
-    if stacked := [one.path for one in chosen if one.stack is not None]:
-        raise UnsupportedError(
-            f"'a8bit' is not supported with layers stored stacked ({stacked[0]}): quantize a model built with "
-            "scan_layers=False"
-        )
-    notes = {one.path: _Notes() for one in chosen}
+    """Run the model on batches and return what each layer was given by path; the model itself is not touched."""
+    notes = {path: _Notes() for one in chosen for path in one.paths}
     copy: Any = nnx.merge(*nnx.split(module))  # new modules, the same arrays
-    modules = named_modules(copy, by_layer=False)
-    observers = {id(modules[path]): _Observed(modules[path], path, seen) for path, seen in notes.items()}
-    replace_modules(copy, observers)
+    there = named_modules(copy, by_layer=False).items()
+    unstacked = {id(m): _LayerByLayer(m, path, notes) for path, m in there if isinstance(m, ScannedLayers)}
+    replace_modules(copy, unstacked)
+    _put_observers(copy, "", notes)
     copy.eval()
     for batch in batches:
         copy(**batch)
@@ -151,5 +179,5 @@ def best_scale(matrix: jax.Array, seen: _Notes, group_size: int) -> jax.Array:
 def _output_error(matrix: jax.Array, scale: jax.Array, rows: jax.Array, group_size: int) -> jax.Array:
     weight = matrix.astype(jnp.float32).T
     codes, scales = quantize(weight * scale, "int8", group_size)
-    back = dequantize(codes, scales, format="int8", group_size=group_size, in_features=weight.shape[1]) / scale
+    back = dequantize(codes, scales, kind="int8", group_size=group_size, inputs=weight.shape[1]) / scale
     return jnp.sum((rows @ (back - weight).T) ** 2)

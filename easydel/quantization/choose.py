@@ -15,7 +15,6 @@ from easydel.layers.linear import product
 from easydel.layers.moe.experts import ExpertLinear
 from easydel.paths import matching, named_modules
 from easydel.quantization.linear import is_quantizable
-from easydel.quantization.methods import Method
 from easydel.stacked import layer_paths
 
 
@@ -58,7 +57,7 @@ def candidates(module: nnx.Module) -> list[Chosen]:
     return found
 
 
-def chosen_layers(module: nnx.Module, pattern: str, method: Method) -> list[Chosen]:
+def chosen_layers(module: nnx.Module, pattern: str) -> list[Chosen]:
     """Return the layers that a pattern (`re.search` on module paths) chooses, all of which can be quantized.
 
     Raises:
@@ -77,7 +76,7 @@ def chosen_layers(module: nnx.Module, pattern: str, method: Method) -> list[Chos
                 f"matches {next(path for path in one.paths if path in picked)}, but not {missed[0]}; build the model "
                 "with scan_layers=False, or choose all of its layers"
             )
-        _check_layer(one, method)
+        _check_layer(one)
     return chosen
 
 
@@ -89,14 +88,9 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _check_layer(one: Chosen, method: Method) -> None:
+def _check_layer(one: Chosen) -> None:
     layer, where = one.layer, one.paths[0]
     if isinstance(layer, ExpertLinear):
-        if method.quantizes_activations:
-            raise UnsupportedError(
-                f"{method.name!r} is not supported for experts ({where}), whose activations stay floats; leave them "
-                "out by the quantization_pattern, or use 'nf4', '8bit' or 'a8bit'"
-            )
         return
     for name, plain in _PLAIN.items():
         if getattr(layer, name, None) not in plain:

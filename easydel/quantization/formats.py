@@ -12,7 +12,8 @@ float32 scale:
 
 (up to rounding in float32). Of two codes in a byte the one of the even input is in the high nibble, as bitsandbytes has
 it; an odd number of inputs leaves a last nibble over, which holds the code of 0. The codes of `int4` are two's
-complement. A group of zeros has scale 0. Everything works along the last two axes, whatever stands before them.
+complement. A group of zeros has scale 0. Everything works along the last two axes, whatever stands before them. The way
+back is in `easydel.native.codes`, beside the kernels that take it too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easydel.native.quantized_forms import NF4_VALUES
+from easydel.native.codes import NF4_VALUES, dequantize, grouped, is_packed, spread_scales
 
 NF4 = np.array(NF4_VALUES, np.float32)
 """The 16 points of 4-bit NormalFloat (QLoRA, arXiv:2305.14314, appendix E)."""
@@ -39,11 +40,6 @@ ZERO_CODE = {"nf4": 7, "int4": 0}
 def group_count(in_features: int, group_size: int) -> int:
     """Return how many groups a row has."""
     return -(-in_features // group_size)
-
-
-def is_packed(format: str) -> bool:
-    """Whether a format stores two codes a byte."""
-    return format in ZERO_CODE
 
 
 def code_shape(out_features: int, in_features: int, format: str) -> tuple[int, int]:
@@ -72,7 +68,7 @@ def quantize(weight: jax.Array, format: str, group_size: int) -> tuple[jax.Array
     """
     x = weight.astype(jnp.float32)
     in_features = x.shape[-1]
-    largest = jnp.max(jnp.abs(grouped(x, group_size)), axis=-1)
+    largest = jnp.max(jnp.abs(grouped(x, min(group_size, in_features))), axis=-1)
     scales = largest if format == "nf4" else largest / LARGEST[format]
     each = spread_scales(scales, in_features, group_size)
     x = jnp.where(each > 0, x / jnp.where(each > 0, each, 1), 0)
@@ -84,52 +80,12 @@ def quantize(weight: jax.Array, format: str, group_size: int) -> tuple[jax.Array
     return (pack(codes, format) if is_packed(format) else codes), scales
 
 
-def dequantize(
-    codes: jax.Array, scales: jax.Array, *, format: str, group_size: int, in_features: int, dtype: Any = jnp.float32
-) -> jax.Array:
-    """Turn codes and scales into the weight `[..., out, in]`, computed in float32 and rounded to `dtype`; jit-able."""
-    values = code_values(codes, format, in_features)
-    return (values * spread_scales(scales, in_features, group_size)).astype(dtype)
-
-
-def code_values(codes: jax.Array, format: str, in_features: int) -> jax.Array:
-    """Return what codes stand for before scaling, float32 `[..., out, in]`."""
-    if format == "nf4":
-        return jnp.asarray(NF4)[unpack(codes, format, in_features)]
-    return (unpack(codes, format, in_features) if is_packed(format) else codes).astype(jnp.float32)
-
-
 def pack(codes: jax.Array, format: str) -> jax.Array:
     """Put two codes into each byte, `[..., in]` → uint8 `[..., ceil(in / 2)]`."""
     if codes.shape[-1] % 2:
         codes = jnp.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, 1)], constant_values=ZERO_CODE[format])
     pairs = (codes.astype(jnp.uint8) & 15).reshape(*codes.shape[:-1], -1, 2)
     return (pairs[..., 0] << 4) | pairs[..., 1]
-
-
-def unpack(codes: jax.Array, format: str, in_features: int) -> jax.Array:
-    """Take two codes out of each byte, `[..., ceil(in / 2)]` → uint8 (`nf4`) or int8 (`int4`) `[..., in]`."""
-    both = jnp.stack([codes >> 4, codes & 15], axis=-1).reshape(*codes.shape[:-1], -1)[..., :in_features]
-    if format == "nf4":
-        return both
-    signed = jax.lax.bitcast_convert_type(both, jnp.int8)
-    return jnp.where(signed > 7, signed - 16, signed).astype(jnp.int8)
-
-
-def grouped(x: jax.Array, group_size: int) -> jax.Array:
-    """Cut the last axis into groups, `[..., groups, group_size]`, the last one filled up with zeros."""
-    width = min(group_size, x.shape[-1])
-    groups = group_count(x.shape[-1], width)
-    if missing := groups * width - x.shape[-1]:
-        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
-    return x.reshape(*x.shape[:-1], groups, width)
-
-
-def spread_scales(scales: jax.Array, in_features: int, group_size: int) -> jax.Array:
-    """Return each input's scale, `[..., groups]` → `[..., in]`."""
-    width = min(group_size, in_features)
-    each = jnp.broadcast_to(scales[..., None], (*scales.shape, width))
-    return each.reshape(*scales.shape[:-1], -1)[..., :in_features]
 
 
 @functools.partial(jax.jit, static_argnames=("format", "group_size"))
@@ -143,5 +99,5 @@ def dequantize_kernel(
     codes: jax.Array, scales: jax.Array, *, format: str, group_size: int, in_features: int, dtype: Any = jnp.float32
 ) -> jax.Array:
     """Return the kernel as our layers have it, `[..., in, out]`."""
-    options: dict[str, Any] = {"format": format, "group_size": group_size, "in_features": in_features}
+    options: dict[str, Any] = {"kind": format, "group_size": group_size, "inputs": in_features}
     return jnp.swapaxes(dequantize(codes, scales, dtype=dtype, **options), -1, -2)

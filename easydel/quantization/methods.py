@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from easydel.native.codes import Kind
+
 
 @dataclass(frozen=True)
 class Method:
@@ -17,7 +19,7 @@ class Method:
     """
 
     name: str
-    format: str
+    format: Kind
     quantizes_activations: bool = False
     is_calibrated: bool = False
 

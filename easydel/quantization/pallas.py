@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from easydel import native
 from easydel.native import quantized_forms
-from easydel.native.quantized_forms import Kind
+from easydel.native.codes import Kind
+from easydel.native.codes import table as values_of_nibbles
 
 MOST_ROWS = 8
 OUTPUTS, BYTES = 4, 256
@@ -78,7 +79,7 @@ def multiply(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
-    table = jnp.asarray(quantized_forms.table("int4" if kind == "int8" else kind))
+    table = jnp.asarray(values_of_nibbles(kind))
     call = pl.pallas_call(
         functools.partial(_kernel, kind=kind, group_size=group_size),
         out_shape=jax.ShapeDtypeStruct((x.shape[0], codes.shape[0]), x.dtype),

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from easydel import native
-from easydel.native.quantized_forms import Kind
+from easydel.native.codes import Kind, dequantize, grouped, is_packed, unpack
 from easydel.quantization import pallas
-from easydel.quantization.formats import LARGEST, dequantize, grouped, is_packed, unpack
+from easydel.quantization.formats import LARGEST
 from easydel.sharding import is_on_one_device
 
 LARGEST_PARTS = 2**26
@@ -54,11 +54,10 @@ def quantized_product(
     """
     if choose(x, codes, group_size) == "rows":
         return pallas.quantized_rows(x, codes, scales, kind=format, group_size=group_size)
+    options: dict[str, Any] = {"kind": format, "group_size": group_size, "inputs": x.shape[-1]}
     if codes.ndim == 2 and is_on_one_device():
-        options: dict[str, Any] = {"kind": format, "group_size": group_size, "inputs": x.shape[-1]}
         weight = native.dequantized(codes, scales, **options).astype(x.dtype)
     else:
-        options = {"format": format, "group_size": group_size, "in_features": x.shape[-1]}
         weight = dequantize(codes, scales, dtype=x.dtype, **options)
     return _dot(x, weight, precision).astype(x.dtype)
 
@@ -96,8 +95,9 @@ def _integer(x: jax.Array, codes: jax.Array, scales: jax.Array, format: Kind, gr
         out = native.integer_rows(given, codes, scales, kind=format, group_size=group_size)
         return (out * of_tokens).astype(x.dtype)
     whole = unpack(codes, format, x.shape[-1]) if is_packed(format) else codes
-    weights = grouped(whole, group_size)  # [out, groups, width]
-    rows = grouped(given, group_size).reshape(-1, *weights.shape[1:])
+    width = min(group_size, x.shape[-1])
+    weights = grouped(whole, width)  # [out, groups, width]
+    rows = grouped(given, width).reshape(-1, *weights.shape[1:])
 
     def products(block: jax.Array) -> jax.Array:
         numbers = (((2,), (2,)), ((1,), (1,)))
@@ -123,7 +123,7 @@ def quantize_tokens(x: jax.Array, format: str) -> tuple[jax.Array, jax.Array]:
 
 def _integer_backward(format: str, group_size: int, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
     like, codes, scales = kept
-    weight = dequantize(codes, scales, format=format, group_size=group_size, in_features=like.shape[-1])
+    weight = dequantize(codes, scales, kind=format, group_size=group_size, inputs=like.shape[-1])
     contracted = (((gradient.ndim - 1,), (0,)), ((), ()))
     return jax.lax.dot_general(gradient.astype(jnp.float32), weight, contracted).astype(like.dtype), None, None
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from easydel.paths import named_modules, natural
-from easydel.quantization.linear import QuantizedLayer, QuantizedWeight
+from easydel.quantization.layer import QuantizedLayer, QuantizedWeight
 from easydel.stacked import layer_paths
 
 if TYPE_CHECKING:

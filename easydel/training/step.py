@@ -101,18 +101,22 @@ def make_step(
 ) -> Callable[[list[jax.Array], Batch, Any], tuple[list[jax.Array], Metrics]]:
     """Return the function of a step: the arrays of a state, a batch, its number → the new arrays, metrics."""
 
+    def update(leaves: list[jax.Array], grads: Any) -> list[jax.Array]:
+        state: EasyDeLState = jax.tree.unflatten(structure, leaves)
+        return jax.tree.leaves(state.apply_gradients(grads))
+
     def step(leaves: list[jax.Array], batch: Batch, iteration: Any) -> tuple[list[jax.Array], Metrics]:
         state: EasyDeLState = jax.tree.unflatten(structure, leaves)
         key = jax.random.fold_in(jax.random.key(settings.seed), iteration) if dropout else None
         grads, metrics = accumulate(state, batch, settings, key)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        new = state.apply_gradients(grads)
-        kept = [jnp.where(finite, a, b) for a, b in zip(jax.tree.leaves(new), leaves, strict=True)]
+        # A branch, not a choice number by number: the arrays then pass through memory once, changed where they are.
+        new = jax.lax.cond(finite, update, lambda leaves, grads: leaves, leaves, grads)
         metrics |= {"grad_norm": norm, "is_finite": finite}
         if settings.schedule is not None:
             metrics["learning_rate"] = jnp.asarray(settings.schedule(state.step), jnp.float32)
-        return kept, metrics
+        return new, metrics
 
     return step
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import easydel
-from easydel.caching import AttentionCache, RecurrentCache, SlidingCache
+from easydel.caching import AttentionCache, QuantizedStates, RecurrentCache, SlidingCache
 from easydel.layers import Attention, LayerInputs, LayerOutput, RMSNorm, StateSpaceMixer, attention_fields
 from easydel.models.decoder import Decoder
 from easydel.models.tasks import CausalLM
@@ -87,6 +87,14 @@ def test_in_parts_as_in_one(model: MixedLM, left: bool) -> None:
     for got, kept, row in zip(np.concatenate(parts, axis=1), mask == 1, ROWS, strict=True):
         want = np.asarray(model(input_ids=row[None]).logits[0])
         np.testing.assert_allclose(got[kept], want, atol=1e-5 * np.abs(want).max())  # the same sums in another order
+
+
+def test_int8_is_for_keys_and_values(model: MixedLM) -> None:
+    layers = model.init_operations_cache(2, 40, dtype="int8").layers
+    assert all(isinstance(layer.key, QuantizedStates) for layer in layers[1:3])
+    assert {array.dtype for layer in (layers[0], layers[3]) for array in jax.tree.leaves(layer)} == {
+        np.dtype("float32")
+    }
 
 
 def test_padded_prompts_are_continued_as_alone(model: MixedLM) -> None:

@@ -108,6 +108,14 @@ def test_a_changed_config_is_not_served_an_old_trace() -> None:
     assert counter.count > 0
 
 
+def test_beams_on_a_quantized_cache() -> None:
+    ids = prompt(2, 5)
+    options = {"max_new_tokens": 6, "num_beams": 2, "cache_implementation": "quantized"}
+    together = np.asarray(llama().generate(ids, **options).sequences)
+    alone = np.asarray(llama().generate(ids[1:], **options).sequences)
+    np.testing.assert_array_equal(together[1:], alone)
+
+
 def test_beams_under_a_scan(tmp_path: object) -> None:
     ids = prompt(2, 5)
     llama().save_pretrained(tmp_path)

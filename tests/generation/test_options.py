@@ -226,3 +226,24 @@ def test_the_file_is_read(tmp_path: Path) -> None:
 def test_prompts_that_do_not_fit_raise(ids: Any, mask: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         llama().generate(ids, attention_mask=mask)
+
+
+def test_a_quantized_cache() -> None:
+    quantized = {"cache_implementation": "quantized"}
+    assert resolve({}).cache_dtype is None
+    assert resolve(quantized).cache_dtype == resolve({}, quantized).cache_dtype == "int8"
+    assert resolve(quantized | {"cache_config": {"nbits": 8}}).cache_dtype == "int8"
+    assert resolve({"cache_implementation": "static"}, quantized).cache_dtype is None
+    for name in ("dynamic", "static", "sliding_window", "hybrid", "hybrid_chunked"):
+        assert resolve({"cache_implementation": name}) == resolve({}), "a layout changes no number"
+
+
+def test_other_caches_are_refused() -> None:
+    theirs = {"backend": "quanto", "nbits": 4}
+    for given in ({"cache_implementation": "quantized", "cache_config": theirs}, {"cache_implementation": "offloaded"}):
+        with pytest.raises(easydel.UnsupportedError, match=r"nbits': 8|offered: quantized"):
+            resolve(given)
+        with pytest.raises(easydel.UnsupportedError, match=r"nbits': 8|offered: quantized"):
+            resolve({}, given)
+    with pytest.raises(ValueError, match="of cache_implementation='quantized', got None"):
+        resolve({"cache_config": {"nbits": 8}})

@@ -39,6 +39,22 @@ PROOFS = {
     "files": Proof("saved files load here and in transformers, in one piece or in shards, bit for bit", "thorough"),
     "bfloat16": Proof("bfloat16 weights go through files unchanged and compute what transformers computes", "main"),
     "sharding": Proof("outputs, loss and gradients on eight devices are those of one", "main"),
+    "nf4": Proof(
+        "quantized by `nf4`, it saves and reloads with the same logits bit for bit, on eight devices, too", "main"
+    ),
+    "8bit": Proof(
+        "quantized by `8bit`, it saves and reloads with the same logits bit for bit, on eight devices, too", "main"
+    ),
+    "a8bit": Proof(
+        "quantized by `a8bit`, it saves and reloads with the same logits bit for bit, on eight devices, too", "main"
+    ),
+    "a8q": Proof(
+        "quantized by `a8q`, it saves and reloads with the same logits bit for bit, on eight devices, too", "main"
+    ),
+    "a4q": Proof(
+        "quantized by `a4q`, it saves and reloads with the same logits bit for bit, on eight devices, too", "main"
+    ),
+    "quantized_sharding": Proof("quantized by `nf4`, outputs on eight devices are those of one", "main"),
     "tasks": Proof("the classes of the other tasks give transformers' outputs and loss", "main"),
     "left_padding": Proof("in the other tasks, too, rows padded left give what transformers gives", "main"),
     "fields": Proof("every changed field of the config has the effect it has in transformers", "main"),
@@ -66,5 +82,6 @@ SECTIONS = {
     "Caches and generation": ("cache", "mask_width", "gaps", "generate", "end_of_text", "right_padding"),
     "Layers under a scan": ("scan", "scan_cache"),
     "Weights and devices": ("to_torch", "files", "bfloat16", "sharding"),
+    "Quantization": ("nf4", "8bit", "a8bit", "a8q", "a4q", "quantized_sharding"),
     "Config and options": ("fields", "refused", "mechanisms", "sdpa"),
 }  # fmt: skip

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from easydel import native
-from easydel.native import library, quantized, quantized_forms
+from easydel.native import library, quantized
+from easydel.native.codes import KINDS
 
 RNG = np.random.default_rng(0)
 needs_kernels = pytest.mark.skipif(not library.serves_quantized(), reason="no C++ kernels, or no AVX2")
-KINDS = quantized_forms.KINDS
 # Of the sum of the terms' sizes: float32 rounds each to 6e-8, and the longest chain of additions here is of some ten.
 TOLERANCE = 1e-6
 # inputs, outputs, group size: whole units, shorter last groups, odd inputs, one group of everything, one output.
@@ -72,7 +72,9 @@ def test_kernels_equal_the_product_in_float64(kind, shape, widest):
     codes, scales, _, want = weights(kind, *shape)
     for rows in (1, 2, 3, 4, 5, 8):
         x = inputs_of(rows, shape[0])
-        assert_close(quantized._native(x, codes, scales, kind, shape[2], widest), x, want)
+        assert_close(
+            quantized.call_floats(x, codes[None], scales[None], 0, np.int32([rows]), kind, shape[2], widest), x, want
+        )
 
 
 @needs_kernels
@@ -89,7 +91,7 @@ def test_integer_kernels_are_exact(kind, shape, widest):
         x[0], x[-1, ::2] = -128, 127
         want = x.astype(np.int64) @ (plain * spread * 2).astype(np.int64).T
         keep = np.abs(want) < 2**24
-        got = np.asarray(quantized._native_integer(x, codes, scales, shape[2], widest))
+        got = np.asarray(quantized.call_integers(x, codes[None], scales[None], 0, np.int32([rows]), shape[2], widest))
         assert keep.mean() > 0.7
         np.testing.assert_array_equal(got[keep], (want / 2)[keep])
 

@@ -43,13 +43,14 @@ def test_gradients_by_params_and_generation():
     model.generate(IDS, max_new_tokens=4, do_sample=False)  # compiled for the float model
     model.quantize("a4q")
     fn = model.pure_transform_fn()
-    gradients = jax.grad(lambda params: fn(params, {"input_ids": IDS, "labels": IDS}).loss)(model.params)
+    loss = jax.jit(jax.grad(lambda params: fn(params, {"input_ids": IDS, "labels": IDS}).loss))
+    gradients = loss(model.params)
     assert all(np.abs(leaf).max() > 0 for leaf in flatten(gradients).values())
     after = model.generate(IDS, max_new_tokens=4, do_sample=False).sequences
     plain = llama().quantize("a4q")
-    ids = np.asarray(IDS)
-    for _ in range(4):  # without cache, without generation's compiled functions
-        ids = np.concatenate([ids, np.asarray(plain(jnp.asarray(ids)).logits)[:, -1:].argmax(-1)], axis=1)
+    ids = np.pad(np.asarray(IDS), ((0, 0), (0, 4)))  # no position sees what comes after it: one program for all lengths
+    for place in range(8, 12):  # without cache, without generation's compiled functions
+        ids[:, place] = logits(plain, jnp.asarray(ids))[:, place - 1].argmax(-1)
     np.testing.assert_array_equal(after, ids)
 
 
@@ -82,11 +83,7 @@ def test_tied_heads_embeddings_norms_and_routers_stay():
     )  # fmt: skip
     experts = MixtralForCausalLM(config, rngs=nnx.Rngs(0))
     exact = logits(experts, IDS % 32)
-    before = held(experts)
-    with pytest.raises(UnsupportedError, match="not supported for experts"):
-        experts.quantize("a8q", group_size=8)
-    assert_unharmed(experts, before)
-    experts.quantize("8bit", group_size=8)
+    experts.quantize("a8q", group_size=8)
     assert "model/layers/0/mlp/gate/kernel" in flatten(experts.params)
     layers = quantized_layers(experts)
     assert isinstance(layers["model/layers/0/mlp/experts/up_proj"], QuantizedExpertLinear)
@@ -158,8 +155,6 @@ def test_stacked_layers_quantize_as_single_ones_do():
     model = llama(scan_layers=True)
     with pytest.raises(UnsupportedError, match=r"matches model/layers/0/.*but not model/layers/1"):
         model.quantize(quantization_pattern="layers/0")
-    with pytest.raises(UnsupportedError, match="scan_layers=False"):
-        quantize(model, "a8bit")
     assert not model.is_quantized
 
 

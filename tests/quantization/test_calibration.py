@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from easydel.quantization import quantized_layers
 from easydel.quantization.calibration import EXPONENTS, observe
 from easydel.quantization.choose import candidates
+from easydel.stacked import layer_paths
 from tests.quantization.tiny import CALIBRATION, IDS, assert_unharmed, held, llama, logits
 
 
@@ -46,6 +48,23 @@ def test_observed_inputs_are_those_of_the_layers():
     assert seen.count == 24
     np.testing.assert_allclose(seen.total, np.abs(given).sum(0) + np.abs(given[:8]).sum(0), rtol=1e-5)
     np.testing.assert_allclose(np.concatenate(seen.rows)[:16], given, rtol=1e-5, atol=1e-6)
+
+
+def test_stacked_layers_are_calibrated_as_single_ones_are():
+    batches = [{"input_ids": IDS}]
+    single, stacked = (llama(scan_layers=scan).quantize("a8bit", calibration=batches) for scan in (False, True))
+    layers = quantized_layers(single)
+    for path, layer in quantized_layers(stacked).items():
+        for index, name in enumerate(layer_paths(path) or [path]):
+            for part, variable in layers[name].weight_variables().items():
+                got = np.asarray(layer.weight_variables()[part].get_value())
+                got = got if layer_paths(path) is None else got[index]
+                # The same operations on the same numbers, up to a rounding of the mean magnitudes.
+                wanted = np.asarray(variable.get_value(), np.float64)
+                close = {"codes": {"atol": 1}, "scales": {"rtol": 1e-5}, "input_scale": {"rtol": 1e-5}}
+                np.testing.assert_allclose(got, wanted, err_msg=f"{name}/{part}", **({"rtol": 0} | close[part]))
+    assert "0:2:1" in next(path for path in quantized_layers(stacked) if "mlp" in path)
+    np.testing.assert_allclose(logits(stacked), logits(single), atol=1e-5)  # a scan adds up in another order
 
 
 def test_without_batches_it_warns_and_factors_are_powers_of_the_mean():

@@ -12,9 +12,10 @@ import safetensors.numpy
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from easydel import CheckpointError, LlamaForCausalLM, LlamaModel, UnsupportedError
+from easydel import CheckpointError, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, LlamaModel, UnsupportedError
+from easydel.quantization import apply
 from easydel.sharding import create_mesh
-from tests.quantization.tiny import IDS, METHODS, POINTS, held, llama, logits, quantize, reference_nf4
+from tests.quantization.tiny import CALIBRATION, IDS, METHODS, POINTS, held, llama, logits, quantize, reference_nf4
 
 
 def load(directory, **options) -> LlamaForCausalLM:
@@ -66,6 +67,25 @@ def test_partly_quantized_stacked_sharded_and_without_head(tmp_path):
     llama(scan_layers=True).quantize("nf4").save_pretrained(tmp_path)
     np.testing.assert_array_equal(logits(load(tmp_path)), logits(llama().quantize("nf4")))
     assert load(tmp_path, scan_layers=True).is_quantized
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize(("method", "pattern"), [("nf4", "q_proj"), ("8bit", "[kv]_proj|mlp")])
+def test_a_part_of_a_fused_tensor_is_written_by_itself(method, pattern, scan, tmp_path):
+    sizes = {"vocab_size": 64, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 32}
+    dropped = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    config = GPT2Config(**sizes, **dropped, bos_token_id=0, eos_token_id=0, scan_layers=scan)
+    model = GPT2LMHeadModel(config, rngs=nnx.Rngs(0)).quantize(method, quantization_pattern=pattern)
+    model.save_pretrained(tmp_path)
+    again = GPT2LMHeadModel.from_pretrained(tmp_path, scan_layers=scan)
+    for path, array in held(model).items():
+        np.testing.assert_array_equal(held(again)[path], array, err_msg=path)
+    names = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    assert not [name for name in names if name.endswith("c_attn.weight")]
+    assert len([name for name in names if name.endswith("c_attn.bias")]) == 2  # biases are fused as ever
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["quant_method"] == "easydel"
+    model.dequantize().save_pretrained(tmp_path)
+    assert "transformer.h.0.attn.c_attn.weight" in safetensors.numpy.load_file(tmp_path / "model.safetensors")
 
 
 def test_nf4_is_written_as_bitsandbytes_has_it(tmp_path):
@@ -194,6 +214,29 @@ def test_quantized_while_loading(method, scan, floats):
     assert [x.relative_error for x in one.layers] == pytest.approx([x.relative_error for x in two.layers], rel=1e-4)
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_calibrated_when_loaded(scan, floats):
+    options = {"quantization_method": "a8bit", "quantization_group_size": 32, "quantization_pattern": "mlp"}
+    model = load(floats, quantization_calibration=CALIBRATION, scan_layers=scan, **options)
+    wanted = llama(scan_layers=scan).quantize("a8bit", 32, "mlp", calibration=CALIBRATION)
+    for path, array in held(wanted).items():
+        np.testing.assert_array_equal(held(model)[path], array, err_msg=path)
+
+
+def test_calibrated_kernels_are_freed_one_by_one(floats, monkeypatch):
+    fill, alive = apply.fill_layer, []
+
+    def watched(*args):
+        alive.append(sum(a.size == 128 * 64 and a.dtype == np.float32 for a in jax.live_arrays()))
+        fill(*args)
+
+    monkeypatch.setattr(apply, "fill_layer", watched)
+    options = {"quantization_method": "a8bit", "quantization_pattern": "mlp"}
+    load(floats, quantization_calibration=CALIBRATION, **options)
+    assert len(alive) == 6
+    assert [alive[0] - count for count in alive] == [*range(6)]
+
+
 def test_the_float_model_never_exists_whole(floats, monkeypatch):
     """At most one float kernel is alive while the next tensor is read."""
     from easydel.hub import load as loading
@@ -214,8 +257,12 @@ def test_the_float_model_never_exists_whole(floats, monkeypatch):
 
 
 def test_loading_options_are_checked(floats, tmp_path):
-    with pytest.raises(UnsupportedError, match="not supported while loading"):
-        load(floats, quantization_method="a8bit")
+    with pytest.raises(ValueError, match="'a8bit' only, not by 'nf4'"):
+        load(floats, quantization_method="nf4", quantization_calibration=CALIBRATION)
+    with pytest.raises(ValueError, match="group_size=0"):
+        load(floats, quantization_method="a8bit", quantization_group_size=0)
+    with pytest.raises(ValueError, match="need a quantization_method"):
+        load(floats, quantization_calibration=CALIBRATION)
     with pytest.raises(ValueError, match="unknown quantization method"):
         load(floats, quantization_method="int8")
     with pytest.raises(ValueError, match="need a quantization_method"):

@@ -11,16 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easydel.quantization.formats import (
-    FORMATS,
-    LARGEST,
-    code_shape,
-    dequantize,
-    pack,
-    quantize,
-    quantize_kernel,
-    unpack,
-)
+from easydel.native.codes import dequantize, unpack
+from easydel.quantization.formats import FORMATS, LARGEST, code_shape, pack, quantize, quantize_kernel
 from tests.quantization.tiny import LIMITS, POINTS, groups_of, reference_nf4
 
 # Of the largest magnitude in a group: half the widest gap between points, half a step of integers.
@@ -77,7 +69,7 @@ def test_errors_stay_within_the_stated_bounds(format, shape, kind, half, seed):
     weight = weight.astype(jnp.bfloat16) if half else weight
     codes, scales = compiled(format, size)(weight)
     assert codes.shape == code_shape(*weight_shape, format)
-    back = np.asarray(dequantize(codes, scales, format=format, group_size=size, in_features=weight_shape[1]))
+    back = np.asarray(dequantize(codes, scales, kind=format, group_size=size, inputs=weight_shape[1]))
     for row, got in zip(np.asarray(weight.astype(jnp.float32)), back, strict=True):
         for one, two in zip(groups_of(row, size), groups_of(got, size), strict=True):
             largest = float(np.abs(one).max())

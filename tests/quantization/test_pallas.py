@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from easydel.native.quantized_forms import KINDS
+from easydel.native.codes import KINDS
 from easydel.quantization import pallas
 
 RNG = np.random.default_rng(0)

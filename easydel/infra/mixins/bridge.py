@@ -16,7 +16,6 @@ from easydel.paths import named_variables
 if TYPE_CHECKING:
     import torch
 
-    from easydel.quantization.loading import LoadQuantizer
     from easydel.sharding import PartitionRules
 
 PathLike = str | os.PathLike[str]
@@ -55,6 +54,7 @@ class EasyBridgeMixin:
         quantization_method: str | None = None,
         quantization_group_size: int | None = None,
         quantization_pattern: str | None = None,
+        quantization_calibration: Sequence[Any] | None = None,
         **config_fields: Any,
     ) -> Self:
         """Load a model from a local directory or a Hub id.
@@ -81,9 +81,11 @@ class EasyBridgeMixin:
             force_download: download again.
             progress: show a bar on long loads.
             quantization_method: quantize each kernel as it is read, so that the float model never exists whole; as
-                `quantize` takes it, but for `"a8bit"`. A checkpoint that is quantized is read as such without it.
+                `quantize` takes it. `"a8bit"` has to see the float model run: it is loaded whole, then quantized, each
+                kernel freed as its codes are made. A checkpoint that is quantized is read as such without it.
             quantization_group_size: inputs that share a scale, 64 if `None`.
             quantization_pattern: regular expression on module paths, all linear layers and experts if `None`.
+            quantization_calibration: batches for `"a8bit"`, as `quantize` takes them.
             **config_fields: fields of the config to override, such as `sharding_axis_dims=(1, 1, 1, -1, 1)`.
 
         Raises:
@@ -94,8 +96,11 @@ class EasyBridgeMixin:
         """
         from easydel.hub.resolve import resolve_checkpoint
         from easydel.infra.pretrained import load_pretrained
+        from easydel.quantization.loading import load_quantization
 
-        quantizer = _quantizer(quantization_method, quantization_group_size, quantization_pattern)
+        quantizer, finish = load_quantization(
+            quantization_method, quantization_group_size, quantization_pattern, quantization_calibration
+        )
         directory = resolve_checkpoint(
             pretrained_model_name_or_path,
             revision=revision,
@@ -105,7 +110,7 @@ class EasyBridgeMixin:
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        return load_pretrained(
+        model = load_pretrained(
             cls,
             directory,
             config=config,
@@ -122,6 +127,7 @@ class EasyBridgeMixin:
             progress=progress,
             quantizer=quantizer,
         )
+        return finish(model)
 
     def save_pretrained(self, save_directory: PathLike, max_shard_size: str | int = "5GB") -> None:
         """Write the model in the Hugging Face layout, which transformers loads.
@@ -210,13 +216,3 @@ class EasyBridgeMixin:
 
         refuse_shapes(self, "to_torch")  # type: ignore[arg-type]
         return to_torch(self)  # type: ignore[arg-type]
-
-
-def _quantizer(method: str | None, group_size: int | None, pattern: str | None) -> LoadQuantizer | None:
-    if method is None:
-        if group_size is not None or pattern is not None:
-            raise ValueError("quantization_group_size and quantization_pattern need a quantization_method, such as nf4")
-        return None
-    from easydel.quantization.loading import LoadQuantizer
-
-    return LoadQuantizer(method, 64 if group_size is None else group_size, ".*" if pattern is None else pattern)

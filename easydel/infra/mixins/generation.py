@@ -49,7 +49,8 @@ class EasyGenerationMixin:
                 sampling (`do_sample`, `temperature`, `top_k`, `top_p`, `min_p`, `seed`, …), beams (`num_beams`,
                 `length_penalty`, `early_stopping`), penalties and bans, `num_return_sequences`, `output_scores`,
                 `output_logits`; further `frequency_penalty` and `presence_penalty`, and functions of your own as
-                `logits_processor` and `stopping_criteria`. A sampling knob without `do_sample` means sampling; what is
+                `logits_processor` and `stopping_criteria`; `cache_implementation="quantized"` keeps keys and values as
+                int8. A sampling knob without `do_sample` means sampling; what is
                 not given comes from `generation_config=`, else the model's. Without a knob nothing is filtered. A model
                 with an encoder also takes `decoder_input_ids` with `decoder_attention_mask`, or
                 `decoder_start_token_id`: what it continues.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 
 from easydel.caching import CrossAttentionCache
 from easydel.layers.attention.layer import Attention
@@ -16,21 +19,22 @@ class CrossAttention(Attention):
     With a cache they are computed once, at the first call, and kept.
     """
 
-    def init_cache(self, batch_size: int, max_length: int, dtype: object) -> CrossAttentionCache:
+    def init_cache(self, batch_size: int, max_length: int, dtype: Any) -> CrossAttentionCache:
         """Make this layer's empty cache; the encoder's states will say how large it gets."""
-        del batch_size, max_length, dtype
-        return CrossAttentionCache()
+        del batch_size, max_length
+        return CrossAttentionCache(is_quantized=jnp.dtype(dtype) == jnp.int8)
 
     def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: CrossAttentionCache | None) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape, the filled cache and (if asked for) the weights."""
-        if cache is None or cache.key is None or cache.value is None:
+        kept = None if cache is None else cache.read(hidden.dtype)
+        if cache is None or kept is None:
             if inputs.encoded is None:
                 raise ValueError("cross-attention got neither the encoder's states nor a cache that holds them")
             key, value = self._keys_values(inputs.encoded)
             valid = inputs.encoded_valid
-            cache = None if cache is None else CrossAttentionCache(key, value, valid)
+            cache = None if cache is None else cache.filled(key, value, valid)
         else:
-            key, value, valid = cache.key.astype(hidden.dtype), cache.value.astype(hidden.dtype), cache.valid
+            (key, value), valid = kept, cache.valid
         mask = AttentionMask(key_valid=valid, causal=False)
         out, weights = self._attend(self._query(hidden), key, value, mask, inputs.output_attentions)
         return LayerOutput(out, cache, weights)

@@ -1,7 +1,6 @@
 """Tokens to rows sorted by expert, and back: permutations whose gradients are permutations, too.
 
-A row is one (token, chosen expert) pair, so that no token is ever dropped: there are `tokens · top_k` of them,
-and as many again as `padding` says, which belong to nobody.
+A row is one (token, chosen expert) pair, so that no token is ever dropped: there are `tokens · top_k` of them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ class Order:
     """Where rows come from and stand.
 
     Attributes:
-        source: int32 `[rows + padding]`, which (token, choice) pair, `token · top_k + choice`, each row is.
+        source: int32 `[rows]`, which (token, choice) pair, `token · top_k + choice`, each row is.
         place: int32 `[rows]`, the row of each pair.
         sizes: int32 `[experts]`, how many rows each expert has; rows beyond their sum belong to other devices' experts.
     """
@@ -28,19 +27,19 @@ class Order:
     sizes: jax.Array
 
 
-def sort_by_expert(experts: jax.Array, num_experts: int, padding: int = 0) -> Order:
+def sort_by_expert(experts: jax.Array, num_experts: int) -> Order:
     """Sort the pairs of `experts` `[tokens, top_k]` by expert; those not in `[0, num_experts)` go to the end."""
     wanted = experts.reshape(-1)
     wanted = jnp.where((wanted >= 0) & (wanted < num_experts), wanted, num_experts)
     source = jnp.argsort(wanted, stable=True).astype(jnp.int32)
     place = jnp.zeros_like(source).at[source].set(jnp.arange(source.size, dtype=jnp.int32), unique_indices=True)
     sizes = jnp.sum(wanted[:, None] == jnp.arange(num_experts), axis=0, dtype=jnp.int32)
-    return Order(jnp.concatenate([source, jnp.zeros(padding, jnp.int32)]), place, sizes)
+    return Order(source, place, sizes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def spread(tokens: jax.Array, order: Order, top_k: int) -> jax.Array:
-    """Copy tokens `[tokens, hidden]` to their rows `[rows + padding, hidden]`."""
+    """Copy tokens `[tokens, hidden]` to their rows `[rows, hidden]`."""
     return tokens[order.source // top_k]
 
 
@@ -54,12 +53,11 @@ spread.defvjp(lambda tokens, order, top_k: (spread(tokens, order, top_k), order)
 
 @jax.custom_vjp
 def gather_back(rows: jax.Array, order: Order) -> jax.Array:
-    """Return the rows `[rows + padding, hidden]` by pair, `[tokens · top_k, hidden]`."""
+    """Return the rows `[rows, hidden]` by pair, `[tokens · top_k, hidden]`."""
     return rows[order.place]
 
 
 def _gather_back_back(order: Order, pairs: jax.Array) -> tuple[jax.Array, None]:
-    # Rows of padding get some gradient, too: nobody reads it.
     return pairs[order.source], None
 
 

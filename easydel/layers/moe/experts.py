@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,13 +15,18 @@ from jax.sharding import PartitionSpec
 from easydel.layers.activations import activation
 from easydel.layers.linear import normal_init
 from easydel.layers.moe.dispatch import gather_back, is_local, sort_by_expert, spread, sum_choices
-from easydel.layers.moe.mechanisms import Kernels, block_size, blocks, choose, grouped, ragged
+from easydel.layers.moe.mechanisms import grouped_product
 from easydel.layers.moe.router import Routing
+from easydel.paths import named_variables, to_state
 from easydel.sharding import activation_spec, current_mesh, is_on_one_device
 
 
 class ExpertLinear(nnx.Module):
-    """The same linear layer of every expert: `kernel` `[experts, in, out]`."""
+    """The same linear layer of every expert: `kernel` `[experts, in, out]`.
+
+    `Experts` asks such a layer for nothing but what is here, so that a layer with other weights (quantized ones, or a
+    subclass that adds to `product`) may stand in its place.
+    """
 
     def __init__(
         self, shape: tuple[int, int, int], *, init_stddev: float, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
@@ -26,9 +34,32 @@ class ExpertLinear(nnx.Module):
         self.kernel = nnx.Param(normal_init(init_stddev)(rngs.params(), shape, param_dtype))
         self.dtype, self.param_dtype = dtype, param_dtype
 
-    def weights(self) -> jax.Array:
-        """Return the kernel in the compute dtype."""
-        return self.kernel.get_value().astype(self.dtype)
+    def product(self, rows: jax.Array, sizes: jax.Array, *, mechanism: str, precision: Any) -> jax.Array:
+        """Multiply each row by the weights of its expert; the one place where these are used.
+
+        On a mesh this is one device's part: of the experts, and of the inputs or outputs.
+
+        Args:
+            rows: `[rows, in]` in the compute dtype, sorted by expert.
+            sizes: int32 `[experts]`: the first `sizes[0]` rows are expert 0's, the next `sizes[1]` expert 1's, ….
+            mechanism: `config.moe_mechanism`.
+            precision: of the products.
+
+        Returns:
+            `[rows, out]` in the compute dtype; rows beyond `sum(sizes)` are not defined.
+        """
+        kernels = self.kernel.get_value().astype(self.dtype)
+        return grouped_product(rows, sizes, kernels, mechanism=mechanism, precision=precision)
+
+    def spec_of(self, name: str, kernel_spec: PartitionSpec) -> PartitionSpec:
+        """Return how one of its arrays is split where the kernel is split as `kernel_spec` says."""
+        del name
+        return kernel_spec
+
+    def adds_up(self, parts: int) -> bool:
+        """Whether the products of `parts` equal parts of the inputs and weights add up to that of the whole."""
+        del parts
+        return True
 
 
 class Experts(nnx.Module):
@@ -68,47 +99,52 @@ class Experts(nnx.Module):
         self.up_proj = linear(hidden_size, intermediate_size)
         self.down_proj = linear(intermediate_size, hidden_size)
         self.act, self.mechanism, self.precision = activation(act), mechanism, precision
-        self.dtype = dtype
+        self.num_experts, self.width, self.dtype = num_experts, intermediate_size, dtype
 
     def __call__(self, x: jax.Array, routing: Routing) -> jax.Array:
         """Map `[batch, seq, hidden]` to the same shape."""
         x = x.astype(self.dtype)
-        kernels = self.gate_proj.weights(), self.up_proj.weights(), self.down_proj.weights()
+        layers = self.gate_proj, self.up_proj, self.down_proj
         mesh = current_mesh()
         if mesh is None or is_on_one_device():
-            return self._compute(x, routing.weights, routing.experts, kernels).astype(self.dtype)
+            return self._compute(x, routing.weights, routing.experts, layers, self.num_experts).astype(self.dtype)
 
         tokens = activation_spec(x.shape, "batch", "sequence", None)
-        wide = activation_spec(kernels[0].shape, "experts", None, "mlp")
+        wide = activation_spec((self.num_experts, x.shape[-1], self.width), "experts", None, "mlp")
+        parts = math.prod(mesh.shape[axis] for axis in _axes(wide[2]))
+        if not self.down_proj.adds_up(parts):  # each device computes with the whole width
+            wide = PartitionSpec(wide[0], None, None)
         split = PartitionSpec(wide[0], wide[2], None)
         summed = tuple(axis for entry in (wide[0], wide[2]) for axis in _axes(entry) if mesh.shape[axis] > 1)
+        arrays = tuple({path: v.get_value() for path, v in named_variables(layer).items()} for layer in layers)
+        graphdefs = [nnx.graphdef(layer) for layer in layers]
 
-        def part(x: jax.Array, weights: jax.Array, experts: jax.Array, kernels: Kernels) -> jax.Array:
-            held = kernels[0].shape[0]
+        held = self.num_experts // math.prod(mesh.shape[axis] for axis in _axes(wide[0]))
+
+        def part(x: jax.Array, weights: jax.Array, experts: jax.Array, arrays: Any) -> jax.Array:
             first = jax.lax.axis_index(_axes(wide[0])) * held if wide[0] else 0
-            out = self._compute(x, weights, experts - first, kernels)
+            own = [nnx.merge(g, to_state(part), copy=True) for g, part in zip(graphdefs, arrays, strict=True)]
+            out = self._compute(x, weights, experts - first, own, held)
             return (jax.lax.psum(out, summed) if summed else out).astype(self.dtype)
 
-        places = (tokens, tokens, tokens, (wide, wide, split))
+        specs = tuple(
+            {path: layer.spec_of(path, spec) for path in own}
+            for layer, own, spec in zip(layers, arrays, (wide, wide, split), strict=True)
+        )
         # Its check of what is replicated does not see through a custom gradient's loops.
+        places = (tokens, tokens, tokens, specs)
         divided = jax.shard_map(part, mesh=mesh, in_specs=places, out_specs=tokens, check_vma=False)
-        return divided(x, routing.weights, routing.experts, kernels)
+        return divided(x, routing.weights, routing.experts, arrays)
 
-    def _compute(self, x: jax.Array, weights: jax.Array, experts: jax.Array, kernels: Kernels) -> jax.Array:
-        """Return the sum, float32 `[batch, seq, hidden]`, over those `experts` that `kernels` hold."""
-        top_k, held = experts.shape[-1], kernels[0].shape[0]
-        mechanism = choose(self.mechanism, x, kernels)
-        in_blocks = mechanism == "blocks"
-        # One token's experts differ: blocks of one row read each once, and a padded block would be slower.
-        size = block_size(experts.size, held) if experts.size > top_k else 1
-        order = sort_by_expert(experts.reshape(-1, top_k), held, padding=size if in_blocks else 0)
+    def _compute(
+        self, x: jax.Array, weights: jax.Array, experts: jax.Array, layers: Sequence[Any], held: int
+    ) -> jax.Array:
+        """Return the sum, float32 `[batch, seq, hidden]`, over those of the `experts` that are below `held`."""
+        top_k, options = experts.shape[-1], {"mechanism": self.mechanism, "precision": self.precision}
+        order = sort_by_expert(experts.reshape(-1, top_k), held)
         rows = spread(x.reshape(-1, x.shape[-1]), order, top_k)
-        if in_blocks:
-            rows = blocks(rows, order.sizes, kernels, self.act, self.precision, size)
-        else:
-            compute = grouped if mechanism == "grouped" else ragged
-            rows = compute(rows, order.sizes, kernels, self.act, self.precision)
-        pairs = gather_back(rows, order).astype(jnp.float32)
+        gate, up, down = (functools.partial(layer.product, sizes=order.sizes, **options) for layer in layers)
+        pairs = gather_back(down(self.act(gate(rows)) * up(rows)), order).astype(jnp.float32)
         if current_mesh() is not None:  # experts of other devices
             pairs = jnp.where(is_local(order)[:, None], pairs, 0)
         weighted = pairs.reshape(-1, top_k, x.shape[-1]) * weights.reshape(-1, top_k, 1)
