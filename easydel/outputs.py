@@ -196,7 +196,21 @@ class EmbeddingOutput(ModelOutput):
 class GenerationOutput(ModelOutput):
     """Output of `generate`: `sequences` int32 `[batch, prompt + new]`, padded after the end-of-text token.
 
-    Of a model with an encoder, the decoder's: its prompt is the start token, unless it was given another.
+    Of a model with an encoder, the decoder's: its prompt is the start token, unless it was given another. Where there
+    are several answers to a prompt, they follow one another.
+
+    Attributes:
+        sequences: int32 `[batch · num_return_sequences, prompt + new]`.
+        scores: if `output_scores`: for each step what its tokens were chosen from, processed, float32 `[rows, vocab]`;
+            rows are those of `sequences`, of beam search `[batch · num_beams]`.
+        logits: if `output_logits`: for each step what the model said, likewise.
+        sequences_scores: of beam search: float32 `[batch · num_return_sequences]`, lengths taken into account.
+        beam_indices: of beam search: int32 `[batch · num_return_sequences, new]`, the row of `scores` in which each
+            token was chosen, -1 after the end.
     """
 
     sequences: jax.Array | None = None
+    scores: tuple[jax.Array, ...] | None = None
+    logits: tuple[jax.Array, ...] | None = None
+    sequences_scores: jax.Array | None = None
+    beam_indices: jax.Array | None = None

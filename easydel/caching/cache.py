@@ -111,6 +111,19 @@ class Cache:
             return replace(self, valid=valid, layers=self.layers.grow(max_length))
         return replace(self, valid=valid, layers=tuple(layer.grow(max_length) for layer in self.layers))
 
+    def reorder(self, rows: jax.Array) -> Cache:
+        """Return the cache whose rows are those named, in that order; one may be named several times.
+
+        Args:
+            rows: int32 `[new batch]`.
+        """
+        if isinstance(self.layers, StackedCaches):
+            layers: Any = self.layers.reorder(rows)
+        else:  # whatever a layer keeps, its arrays have one entry for each row
+            layers = jax.tree.map(lambda kept: kept[rows], self.layers)
+        valid = None if self.valid is None else self.valid[rows]
+        return replace(self, layers=layers, valid=valid, seen=self.seen[rows], starts=self.starts[rows])
+
     def _check(self, attention_mask: jax.Array | None, batch: int, length: int) -> None:
         if batch != self.starts.shape[0]:
             raise ValueError(f"the cache was made for batch_size={self.starts.shape[0]}, the input has {batch} rows")

@@ -34,6 +34,10 @@ class StackedCaches:
             {name: jax.vmap(lambda cache: cache.grow(max_length))(stack) for name, stack in self.stacks.items()}
         )
 
+    def reorder(self, rows: jax.Array) -> StackedCaches:
+        """Return the caches of the rows named, int32 `[new batch]`; see `Cache.reorder`."""
+        return StackedCaches(jax.tree.map(lambda kept: kept[:, rows], self.stacks))
+
     def __len__(self) -> int:
         return sum(len(range_of(name)) for name in self.stacks)
 

@@ -1,6 +1,7 @@
-"""Text from a model: options, sampling, and the compiled loop."""
+"""Text from a model: options, what is done with scores, and the compiled loop."""
 
 from easydel.generation.engine import generate, stream
-from easydel.generation.options import GenerationOptions, resolve_options
+from easydel.generation.options import GenerationOptions
+from easydel.generation.resolve import resolve_options
 
 __all__ = ["GenerationOptions", "generate", "resolve_options", "stream"]

@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import numpy as np
 
 from easydel.calls import refuse_shapes, takes
 from easydel.errors import UnsupportedError
-from easydel.generation.loop import Progress, begin, cached_loop
-from easydel.generation.options import GenerationOptions, resolve_options
+from easydel.generation.loop import cached_loop
+from easydel.generation.options import GenerationOptions
 from easydel.generation.prompts import SHORTEST_CACHE, SHORTEST_PROMPT, align, bucket, check_prompt
-from easydel.generation.recompute import Prefix, recompute_loop
-from easydel.generation.sampling import Sampler
+from easydel.generation.recompute import recompute_loop
+from easydel.generation.resolve import resolve_options
+from easydel.generation.results import output_of
+from easydel.generation.search import Progress, Search, source_of
+from easydel.generation.written import Written
 from easydel.outputs import GenerationOutput
 from easydel.structure import split_again
 
-# Runs until `limit` tokens are made or every row has ended.
-Advance = Callable[[int], Progress]
+# Runs until `limit` tokens are made or every row has ended; the second argument is whether the last of them is the end.
+Advance = Callable[[int, bool], Progress]
 
 
 def generate(model: Any, input_ids: Any, attention_mask: Any = None, **options: Any) -> GenerationOutput:
     """Continue prompts; see `EasyGenerationMixin.generate`."""
+    started = time.monotonic()
     prompt, resolved = _prepare(model, input_ids, attention_mask, options)
-    progress = _start(model, prompt, resolved)(resolved.max_new_tokens)
-    new = np.asarray(progress.tokens)[:, : int(progress.step)]
-    # device_put compiles nothing, jnp.asarray a program for each new shape.
-    return GenerationOutput(sequences=jax.device_put(np.concatenate([prompt.ids, new], axis=1)))
+    advance = _start(model, prompt, resolved)
+    if resolved.max_time is None:
+        progress = advance(resolved.max_new_tokens, True)
+    else:  # the clock is on the host: back to it after each token
+        made, late = 0, False
+        while not late:
+            made += 1
+            late = made == resolved.max_new_tokens or time.monotonic() - started > resolved.max_time
+            progress = advance(made, late)
+            late = late or bool(np.asarray(progress.finished).all())
+    return output_of(progress, prompt.ids, resolved)
 
 
 def stream(model: Any, input_ids: Any, attention_mask: Any = None, **options: Any) -> Iterator[np.ndarray]:
     """Yield the tokens of each step as they are made; see `EasyGenerationMixin.stream`."""
+    started = time.monotonic()
     prompt, resolved = _prepare(model, input_ids, attention_mask, options)
+    for name, off in (("num_beams", 1), ("output_scores", False), ("output_logits", False)):
+        if getattr(resolved, name) != off:
+            raise ValueError(f"stream() yields tokens that are settled: it takes no {name}={getattr(resolved, name)}")
     advance = _start(model, prompt, resolved)
     for made in range(1, resolved.max_new_tokens + 1):
-        progress = advance(made)
-        yield np.asarray(progress.current)
-        if np.asarray(progress.finished).all():
+        progress = advance(made, made == resolved.max_new_tokens)
+        yield np.asarray(progress.written.tokens)[:, int(progress.written.length) - 1]
+        late = resolved.max_time is not None and time.monotonic() - started > resolved.max_time
+        if late or np.asarray(progress.finished).all():
             return
 
 
@@ -57,6 +73,15 @@ class Prompt:
     ids: np.ndarray
     mask: np.ndarray
     context: dict[str, np.ndarray]
+
+    def source(self, width: int) -> np.ndarray | None:
+        """Return what is answered to, int32 `[batch, n]` with -1 for padding: an encoder's tokens, or the prompt."""
+        if not self.context:
+            return source_of(*align(self.ids, self.mask, width, left=True))
+        if "input_ids" not in self.context:
+            return None
+        ids = self.context["input_ids"]
+        return source_of(ids, np.asarray(self.context.get("attention_mask", np.ones_like(ids)), bool))
 
 
 def _prepare(
@@ -85,14 +110,20 @@ def _prepare(
 def _start(model: Any, prompt: Prompt, options: GenerationOptions) -> Advance:
     """Split the model once and return the function that makes tokens."""
     parts = split_again(model)
+    # Behind a context there is nearly always one token: room for many would be computed in vain.
+    width = bucket(int(prompt.mask.sum(axis=1).max()), 1 if prompt.context else SHORTEST_PROMPT)
+    vocab = getattr(model.config, "vocab_size", None)
+    needs_source = options.encoder_repetition_penalty != 1 or options.encoder_no_repeat_ngram_size
+    source = prompt.source(width) if needs_source else None
+    search = Search.create(options, prompt.ids, prompt.mask, vocab, source)
     if takes(model, "cache"):
-        advance = _with_cache(parts, prompt, options)
+        advance = _with_cache(parts, prompt, width, options, search)
     else:
-        advance = _with_recompute(model, parts, prompt.ids, prompt.mask, options)
+        advance = _with_recompute(model, parts, prompt, options, search)
 
-    def checked(limit: int) -> Progress:
+    def checked(limit: int, is_end: bool) -> Progress:
         try:
-            return advance(limit)
+            return advance(limit, is_end)
         except TypeError as error:
             refuse_shapes(model, "generation", error)
             raise
@@ -100,27 +131,32 @@ def _start(model: Any, prompt: Prompt, options: GenerationOptions) -> Advance:
     return checked
 
 
-def _with_cache(parts: Any, given: Prompt, options: GenerationOptions) -> Advance:
+def _records(options: GenerationOptions) -> int:
+    return bucket(options.max_new_tokens, 8) if options.output_scores or options.output_logits else 0
+
+
+def _with_cache(parts: Any, given: Prompt, width: int, options: GenerationOptions, search: Search) -> Advance:
     structure, params, other = parts
-    # Behind a context there is nearly always one token: room for many would be computed in vain.
-    width = bucket(int(given.mask.sum(axis=1).max()), 1 if given.context else SHORTEST_PROMPT)
-    loop = cached_loop(structure, bucket(width + options.max_new_tokens, SHORTEST_CACHE), options.cache_dtype)
-    sampler = Sampler.create(options)
+    slots = bucket(width + options.max_new_tokens, SHORTEST_CACHE)
+    loop = cached_loop(structure, slots, options.cache_dtype, _records(options))
     prompt, kept = align(given.ids, given.mask, width, left=True)
     progress: Progress | None = None
 
-    def advance(limit: int) -> Progress:
+    def advance(limit: int, is_end: bool) -> Progress:
         nonlocal progress
+        now = replace(search, max_new_tokens=np.int32(limit)) if is_end else search
+        made = 0 if progress is None else int(progress.written.step)
         if progress is None:
-            progress = loop.prefill(params, other, prompt, kept, given.context, np.uint32(options.seed), sampler)
-        if limit > 1:
-            progress = loop.decode(params, other, progress, sampler, np.int32(limit))
+            progress = loop.prefill(params, other, prompt, kept, given.context, np.uint32(options.seed), now)
+            made = 1
+        if limit > made:
+            progress = loop.decode(params, other, progress, now, np.int32(limit))
         return progress
 
     return advance
 
 
-def _with_recompute(model: Any, parts: Any, ids: np.ndarray, mask: np.ndarray, options: GenerationOptions) -> Advance:
+def _with_recompute(model: Any, parts: Any, given: Prompt, options: GenerationOptions, search: Search) -> Advance:
     structure, params, other = parts
     if options.cache_dtype is not None:
         raise UnsupportedError(
@@ -130,32 +166,39 @@ def _with_recompute(model: Any, parts: Any, ids: np.ndarray, mask: np.ndarray, o
         f"{type(model).__name__} takes no cache: generate() runs the whole prefix again for every token",
         stacklevel=5,
     )
-    loop = recompute_loop(structure, takes(model, "attention_mask"))
-    sampler = Sampler.create(options)
-    lengths = mask.sum(axis=1).astype(np.int32)
+    loop = recompute_loop(structure, takes(model, "attention_mask"), _records(options))
+    seed = np.uint32(options.seed)
+    lengths = given.mask.sum(axis=1).astype(np.int32)
     width = bucket(int(lengths.max()) + options.max_new_tokens, SHORTEST_PROMPT)
-    prompt, _ = align(ids, mask, width, left=False)
-    if loop.padding_is_unseen(params, other, prompt, lengths):
-        progress = begin(Prefix(*jax.device_put((prompt, lengths))), len(ids), width, np.uint32(options.seed))
-
-        def advance(limit: int) -> Progress:
-            nonlocal progress
-            progress = loop.decode(params, other, progress, sampler, np.int32(limit))
-            return progress
-
-        return advance
-
-    if len(set(lengths.tolist())) > 1:
+    written = _written(given, width, search.pad_token_id)
+    unseen = loop.padding_is_unseen(params, other, align(given.ids, given.mask, width, left=False)[0], lengths)
+    if not unseen and len(set(lengths.tolist())) > 1:
         raise ValueError(
             f"{type(model).__name__} lets padding change its results: prompts of different lengths {lengths.tolist()} "
             "need a model that is causal or honours attention_mask; generate them one by one"
         )
-    steps = loop.run_exactly(params, other, prompt, int(lengths[0]), sampler, options.seed, options.max_new_tokens)
+    progress: Progress | None = None
 
-    def advance_exactly(limit: int) -> Progress:
-        for progress in steps:
-            if int(progress.step) >= limit or bool(progress.finished.all()):
-                return progress
+    def advance(limit: int, is_end: bool) -> Progress:
+        nonlocal progress
+        now = replace(search, max_new_tokens=np.int32(limit)) if is_end else search
+        if unseen:
+            progress = progress or loop.prefill(params, other, written, seed, now)
+            progress = loop.decode(params, other, progress, now, np.int32(limit))
+            return progress
+        while progress is None or (
+            int(progress.written.step) < limit and not bool(np.asarray(progress.finished).all())
+        ):
+            progress = loop.go_exactly(params, other, written, progress, seed, now)
         return progress
 
-    return advance_exactly
+    return advance
+
+
+def _written(prompt: Prompt, capacity: int, pad_token_id: Any) -> Written:
+    """Return prompts in a buffer of `capacity` columns, on the host."""
+    width = int(prompt.mask.sum(axis=1).max())
+    ids, mask = align(prompt.ids, prompt.mask, width, left=True)
+    tokens = np.full((len(ids), capacity), pad_token_id, np.int32)
+    tokens[:, :width] = ids
+    return Written(tokens, (width - mask.sum(axis=1)).astype(np.int32), np.int32(width), np.int32(0))

@@ -3,81 +3,54 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from easydel.generation.sampling import Sampler
+from easydel.generation.search import Progress, Search, advance, begin
+from easydel.generation.written import begin_after
 from easydel.structure import Structure
 
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Progress:
-    """Where a generation stands.
-
-    Attributes:
-        memory: what the model needs to go on: a cache, or the sequences so far.
-        tokens: int32 `[batch, capacity]`, the new tokens.
-        current: int32 `[batch]`, the last of them.
-        finished: bool `[batch]`.
-        step: int32 `[]`, how many were made.
-        keys: random keys `[batch]`.
-    """
-
-    memory: Any
-    tokens: jax.Array
-    current: jax.Array
-    finished: jax.Array
-    step: jax.Array
-    keys: jax.Array
+NextLogits = Callable[[Progress], tuple[jax.Array, Any]]
+"""From where a generation stands to logits `[rows, vocab]` and what the model keeps."""
 
 
-def begin(memory: Any, batch: int, capacity: int, seed: Any) -> Progress:
-    """Make the state before the first token."""
-    return Progress(
-        memory=memory,
-        tokens=jnp.zeros((batch, capacity), jnp.int32),
-        current=jnp.zeros((batch,), jnp.int32),
-        finished=jnp.zeros((batch,), bool),
-        step=jnp.zeros((), jnp.int32),
-        keys=jax.random.split(jax.random.key(seed), batch),
-    )
+def run(next_logits: NextLogits, progress: Progress, search: Search, limit: jax.Array) -> Progress:
+    """Go on until `limit` tokens are made or every row has ended."""
 
+    def body(progress: Progress) -> Progress:
+        return advance(progress, *next_logits(progress), search)
 
-def advance(progress: Progress, logits: jax.Array, memory: Any, sampler: Sampler) -> Progress:
-    """Choose the next tokens from logits `[batch, vocab]`; rows that have ended get padding."""
-    chosen = sampler.choose(logits, progress.keys, progress.step)
-    chosen = jnp.where(progress.finished, sampler.pad_token_id, chosen)
-    return replace(
-        progress,
-        memory=memory,
-        tokens=jax.lax.dynamic_update_slice(progress.tokens, chosen[:, None], (0, progress.step)),
-        current=chosen,
-        finished=progress.finished | sampler.is_eos(chosen),
-        step=progress.step + 1,
-    )
+    return jax.lax.while_loop(lambda p: (p.written.step < limit) & ~p.finished.all(), body, progress)
 
 
 @dataclass(frozen=True)
 class CachedLoop:
-    """The two programs of a model that takes a cache, for one length and dtype of the cache."""
+    """The two programs of a model that takes a cache, for one length and dtype of the cache.
+
+    Attributes:
+        graphdef: of the model.
+        max_length: slots of the cache.
+        cache_dtype: `"int8"`, or `None`: the model's.
+        records: steps that scores or logits are recorded for, if they are.
+    """
 
     graphdef: Any
     max_length: int
     cache_dtype: str | None
+    records: int
 
     @functools.cached_property
     def prefill(self) -> Any:
-        """Compiled `(params, other, ids, mask, context, seed, sampler) -> Progress` with the first token."""
+        """Compiled `(params, other, ids, mask, context, seed, search) -> Progress` with the first token."""
         return jax.jit(self._prefill)
 
     @functools.cached_property
     def decode(self) -> Any:
-        """Compiled `(params, other, progress, sampler, limit) -> Progress`; the progress given is used up."""
+        """Compiled `(params, other, progress, search, limit) -> Progress`; the progress given is used up."""
         return jax.jit(self._decode, donate_argnums=2)
 
     def _prefill(
@@ -88,23 +61,25 @@ class CachedLoop:
         mask: jax.Array,
         context: dict[str, jax.Array],
         seed: jax.Array,
-        sampler: Sampler,
+        search: Search,
     ) -> Progress:
         model = nnx.merge(self.graphdef, params, other)
         batch, width = ids.shape
         cache = model.init_operations_cache(batch, width, dtype=self.cache_dtype)
         # The prompt attends to itself alone: the cache gets its full length afterwards.
         logits, cache = _next_logits(model, ids, mask, cache, **context)
-        return advance(begin(None, batch, self.max_length, seed), logits, cache.grow(self.max_length), sampler)
+        written = begin_after(ids, mask, self.max_length, search.pad_token_id)
+        return begin(logits, cache.grow(self.max_length), written, seed, search, self.records)
 
-    def _decode(self, params: Any, other: Any, progress: Progress, sampler: Sampler, limit: jax.Array) -> Progress:
+    def _decode(self, params: Any, other: Any, progress: Progress, search: Search, limit: jax.Array) -> Progress:
         model = nnx.merge(self.graphdef, params, other)
 
-        def body(progress: Progress) -> Progress:
-            logits, cache = _next_logits(model, progress.current[:, None], None, progress.memory)
-            return advance(progress, logits, cache, sampler)
+        def next_logits(progress: Progress) -> tuple[jax.Array, Any]:
+            written = progress.written
+            current = jax.lax.dynamic_slice_in_dim(written.tokens, written.length - 1, 1, axis=1)
+            return _next_logits(model, current, None, progress.memory)
 
-        return jax.lax.while_loop(lambda p: (p.step < limit) & ~p.finished.all(), body, progress)
+        return run(next_logits, progress, search, limit)
 
 
 def _next_logits(
@@ -117,6 +92,6 @@ def _next_logits(
 
 
 @functools.lru_cache(maxsize=32)
-def cached_loop(structure: Structure, max_length: int, cache_dtype: str | None = None) -> CachedLoop:
+def cached_loop(structure: Structure, max_length: int, cache_dtype: str | None = None, records: int = 0) -> CachedLoop:
     """Return the programs for a model's structure and `max_length` slots of the cache; equal models share them."""
-    return CachedLoop(structure.graphdef, max_length, cache_dtype)
+    return CachedLoop(structure.graphdef, max_length, cache_dtype, records)

@@ -108,6 +108,22 @@ def test_a_changed_config_is_not_served_an_old_trace() -> None:
     assert counter.count > 0
 
 
+def test_beams_on_a_quantized_cache() -> None:
+    ids = prompt(2, 5)
+    options = {"max_new_tokens": 6, "num_beams": 2, "cache_implementation": "quantized"}
+    together = np.asarray(llama().generate(ids, **options).sequences)
+    alone = np.asarray(llama().generate(ids[1:], **options).sequences)
+    np.testing.assert_array_equal(together[1:], alone)
+
+
+def test_beams_under_a_scan(tmp_path: object) -> None:
+    ids = prompt(2, 5)
+    llama().save_pretrained(tmp_path)
+    model = easydel.LlamaForCausalLM.from_pretrained(tmp_path, scan_layers=True)
+    options = {"max_new_tokens": 6, "num_beams": 2, "num_return_sequences": 2}
+    np.testing.assert_array_equal(model.generate(ids, **options).sequences, llama().generate(ids, **options).sequences)
+
+
 @pytest.mark.parametrize("dims", [(1, 8, 1, 1, 1), (2, 2, 1, 2, 1)])
 def test_sharded(dims: tuple[int, ...], tmp_path: object) -> None:
     ids = prompt(4, 7)
@@ -117,3 +133,8 @@ def test_sharded(dims: tuple[int, ...], tmp_path: object) -> None:
     for options in ({"max_new_tokens": 12, "do_sample": False}, SAMPLED):
         want = llama().generate(ids, **options).sequences
         np.testing.assert_array_equal(model.generate(ids, **options).sequences, want)
+    if dims[0] > 1:
+        options = {"max_new_tokens": 6, "num_beams": 2}
+        np.testing.assert_array_equal(
+            model.generate(ids, **options).sequences, llama().generate(ids, **options).sequences
+        )

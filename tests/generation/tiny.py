@@ -33,6 +33,20 @@ def llama(vocab: int = VOCAB) -> Any:
     return easydel.LlamaForCausalLM(config, rngs=nnx.Rngs(3))
 
 
+class Forgetful(easydel.LlamaForCausalLM):
+    """A Llama that takes no cache."""
+
+    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+        return super().__call__(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+@functools.cache
+def forgetful() -> Forgetful:
+    """Return `llama()` without a cache."""
+    model = Forgetful(llama().config, rngs=nnx.Rngs(3))
+    return model.merge_params(llama().split_params())
+
+
 class PlainConfig(EasyDeLBaseConfig):
     model_type = "plain-of-generation-tests"
 

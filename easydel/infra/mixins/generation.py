@@ -44,16 +44,21 @@ class EasyGenerationMixin:
         Args:
             input_ids: int `[batch, seq]`; of a model with an encoder, what that reads.
             attention_mask: 0 where a token is padding, left or right, `[batch, seq]`.
-            **options: as in transformers: `max_new_tokens` or `max_length`, `min_new_tokens`, `do_sample`,
-                `temperature`, `top_k`, `top_p`, `eos_token_id` (one or several), `pad_token_id`, and `seed`;
-                `cache_implementation="quantized"` keeps keys and values as int8. A sampling knob without `do_sample`
-                means sampling; what is not given comes from `generation_config=`, else the
-                model's. Without `top_k` and `top_p` nothing is filtered. A model with an encoder also takes
-                `decoder_input_ids` with `decoder_attention_mask`, or `decoder_start_token_id`: what it continues.
+            **options: those of transformers' `GenerationConfig`, all of them in `easydel.generation.GenerationOptions`:
+                lengths (`max_new_tokens`, `min_new_tokens`, `eos_token_id`, `pad_token_id`, `stop_strings`, …),
+                sampling (`do_sample`, `temperature`, `top_k`, `top_p`, `min_p`, `seed`, …), beams (`num_beams`,
+                `length_penalty`, `early_stopping`), penalties and bans, `num_return_sequences`, `output_scores`,
+                `output_logits`; further `frequency_penalty` and `presence_penalty`, and functions of your own as
+                `logits_processor` and `stopping_criteria`; `cache_implementation="quantized"` keeps keys and values as
+                int8. A sampling knob without `do_sample` means sampling; what is
+                not given comes from `generation_config=`, else the model's. Without a knob nothing is filtered. A model
+                with an encoder also takes `decoder_input_ids` with `decoder_attention_mask`, or
+                `decoder_start_token_id`: what it continues.
 
         Returns:
             An object with `.sequences`, int32 `[batch, seq + new]`: the prompt as given and the new tokens, padded
-            after an end-of-text token. Of a model with an encoder the prompt is the decoder's: its start token.
+            after an end-of-text token; further fields as asked for, see `easydel.outputs.GenerationOutput`. Of a model
+            with an encoder the prompt is the decoder's: its start token.
 
         Raises:
             UnsupportedError: an option that is not offered; it is named.
@@ -66,7 +71,7 @@ class EasyGenerationMixin:
     def stream(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Iterator[np.ndarray]:
         """Continue prompts and yield the tokens of each step, int32 `[batch]`, as they are made.
 
-        Takes what `generate` takes. It ends when every row has ended.
+        Takes what `generate` takes, but no beams and nothing to record. It ends when every row has ended.
         """
         from easydel.generation import stream
 
