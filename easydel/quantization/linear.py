@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from easydel.errors import UnsupportedError
-from easydel.layers.linear import Linear
+from easydel.layers.linear import Linear, flat_inputs
 from easydel.layers.moe.experts import ExpertLinear
 from easydel.paths import to_state
 from easydel.quantization.formats import code_dtype, code_shape, dequantize_kernel, group_count
@@ -143,7 +144,7 @@ class QuantizedLayer(nnx.Module):
         entries = [*kernel_spec, *[None] * (len(self.kernel_shape) - len(kernel_spec))]
         experts, rest = entries[: self.experts_axes], entries[self.experts_axes :]
         inputs = self._input_axes
-        into, out = _joined(rest[:inputs]), _joined(rest[inputs:])
+        into, out = joined_axes(rest[:inputs]), joined_axes(rest[inputs:])
         return PartitionSpec(*experts, into) if name == "input_scale" else PartitionSpec(*experts, out, into)
 
     def kernel_spec(self, codes_spec: PartitionSpec) -> PartitionSpec:
@@ -159,7 +160,8 @@ class QuantizedLayer(nnx.Module):
         return 1
 
 
-def _joined(entries: list[Any]) -> Any:
+def joined_axes(entries: Sequence[Any]) -> Any:
+    """Return the mesh axes of dimensions that are flattened into one."""
     axes = tuple(axis for entry in entries if entry for axis in (entry if isinstance(entry, tuple) else (entry,)))
     return None if not axes else axes[0] if len(axes) == 1 else axes
 
@@ -203,11 +205,8 @@ class QuantizedLinear(QuantizedLayer):
             raise UnsupportedError("out_sharding is not supported by quantized layers; leave it out")
         bias = None if self.bias is None else self.bias.get_value()
         x = inputs.astype(self.dtype or jnp.result_type(inputs, self.param_dtype))
-        axes = sorted(axis % x.ndim for axis in self.axis)
-        left = [size for axis, size in enumerate(x.shape) if axis not in axes]
-        if axes != [x.ndim - 1]:  # sorted, as nnx.LinearGeneral contracts them
-            x = jnp.moveaxis(x, axes, range(x.ndim - len(axes), x.ndim))
-        x = x.reshape(*left, self.features[0])
+        x = flat_inputs(x, self.axis)
+        left = x.shape[:-1]
         if x.ndim != 2 and not sequence_is_split():
             x = x.reshape(-1, self.features[0])
         y = self._product(x, inputs)
