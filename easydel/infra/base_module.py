@@ -665,11 +665,12 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
 
         Args:
             optimizer: from optax; it sees the trained parameters only.
-            trainable: regular expressions on parameter paths; what none is found in is frozen.
+            trainable: regular expressions on parameter paths; what none is found in is frozen. `None`: all are trained,
+                of a model with adapters those.
             frozen: regular expressions on parameter paths; what one is found in is frozen. Give one of the two.
 
         Raises:
-            ValueError: a pattern matches nothing, or nothing is left to train.
+            ValueError: a pattern matches nothing, nothing is left to train, or adapters are merged or disabled.
         """
         from easydel.infra.base_state import EasyDeLState
 

@@ -168,7 +168,8 @@ copyreg.pickle(AdaptedMeta, _pickled)
 
 def attach(layer: Any, adapter: LoraAdapter) -> None:
     """Give a layer an adapter, in place."""
-    object.__setattr__(layer, "__class__", adapted_class(type(layer)))
+    plain: Any = type(layer)
+    object.__setattr__(layer, "__class__", adapted_class(plain))
     layer.lora = adapter
 
 

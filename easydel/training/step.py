@@ -108,7 +108,8 @@ def make_step(
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         new = state.apply_gradients(grads)
-        kept = [jnp.where(finite, a, b) for a, b in zip(jax.tree.leaves(new), leaves, strict=True)]
+        pairs = zip(jax.tree.leaves(new), leaves, strict=True)
+        kept = [a if a is b else jnp.where(finite, a, b) for a, b in pairs]  # what is frozen is the same
         metrics |= {"grad_norm": norm, "is_finite": finite}
         if settings.schedule is not None:
             metrics["learning_rate"] = jnp.asarray(settings.schedule(state.step), jnp.float32)
