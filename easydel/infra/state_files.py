@@ -49,8 +49,8 @@ def save(state: Any, directory: str | Path, *, overwrite: bool) -> None:
     """Write a state; see `EasyDeLState.save_state`."""
     if state.model.is_quantized and not state.model.lora_is_enabled:
         raise UnsupportedError(
-            "save_state is not supported for a quantized model without adapters, whose layers a class does not build from "
-            "its config: write the model with save_pretrained, or dequantize it before training"
+            "save_state is not supported for a quantized model without adapters, whose layers a class does not "
+            "build from its config: write the model with save_pretrained, or dequantize it before training"
         )
     save_arrays(directory, named_arrays(state), describe(state), overwrite=overwrite)
 

@@ -41,8 +41,8 @@ class eLargeModel:
     """A whole run as one object.
 
     Args:
-        config: sections by name: `model`, `quantization`, `lora`, `mesh`, `data`, `loss`, `optimizer`, `schedule`, `training`, `logging`; see
-            `docs/elarge_model.md`.
+        config: sections by name: `model`, `quantization`, `lora`, `mesh`, `data`, `loss`, `optimizer`, `schedule`,
+            `training`, `logging`; see `docs/elarge_model.md`.
 
     Raises:
         ValueError: an unknown section or field (the nearest is named), or a value of the wrong type or range.
@@ -71,13 +71,11 @@ class eLargeModel:
         """Read a section without which nothing of its kind is done; an empty one means all defaults."""
         if name not in self.config:
             return None
+        read = read_fields(section, self.config[name], name)
         try:
-            return section(**read_fields(section, self.config[name], name))
+            return section(**read)
         except ValueError as error:
-            text = str(error)
-            raise ValueError(
-                text if text.startswith(f"{name}.") or text.startswith(name) else f"{name}: {text}"
-            ) from error
+            raise ValueError(f"{name}: {error}") from error
 
     @classmethod
     def from_yaml(cls, file: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
