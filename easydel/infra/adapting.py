@@ -13,6 +13,7 @@ from easydel.calls import refuse_shapes
 from easydel.errors import UnsupportedError
 from easydel.infra import parts
 from easydel.infra.untying import Untying
+from easydel.infra.vocabulary import text_config
 from easydel.lora import Adapter, LoraConfig, adapted_layers, combined, get_adapter, named, planned, put_adapter
 from easydel.lora.adapters import Arrays
 from easydel.lora.choose import Planned, is_adaptable
@@ -91,16 +92,19 @@ def heads_of(module: Any) -> list[str]:
     modules = named_modules(module)
     if isinstance(getattr(module, prefix, None) if prefix else None, nnx.Module):
         return sorted({path.split("/")[0] for path in modules} - {"", prefix})
-    if not hasattr(module.config, "vocab_size") and not hasattr(module.config, "get_text_config"):
-        return []
-    head = parts.lm_head(module)
+    head = _lm_head(module)
     return [path for path, layer in modules.items() if layer is head and not isinstance(layer, nnx.Embed)]
+
+
+def _lm_head(module: Any) -> nnx.Module | None:
+    has_vocabulary = hasattr(text_config(module.config), "vocab_size")
+    return parts.lm_head(module) if has_vocabulary else None
 
 
 def _plan(module: Any, config: LoraConfig) -> list[Planned]:
     plan = planned(module, config, heads_of(module) if config.pattern is None else ())
     tied = [one.chosen.paths[0] for one in plan if isinstance(one.chosen.layer, nnx.Embed)]
-    if tied and named_modules(module)[tied[0]] is parts.lm_head(module):
+    if tied and named_modules(module)[tied[0]] is _lm_head(module):
         raise UnsupportedError(
             f"{tied[0]} is the model's head, too, and {type(module).__name__} builds no head of its own for "
             "tie_word_embeddings=False: an adapter of it is not supported"

@@ -20,7 +20,7 @@ from flax import nnx
 from easydel.lora.adapters import Arrays, adapted_layers, install, new_arrays, placed, remove
 from easydel.lora.choose import Planned
 from easydel.lora.config import LoraConfig
-from easydel.lora.layer import AdapterSpec
+from easydel.lora.layer import AdapterSpec, is_adapted
 from easydel.paths import named_modules, nearest
 from easydel.stacked import layer_paths
 
@@ -47,6 +47,7 @@ class _Shelf:
     active: str = DEFAULT
     config: LoraConfig | None = None
     others: dict[str, Adapter] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)  # those that carry the active one, when last looked for
 
 
 _SHELVES: weakref.WeakKeyDictionary[nnx.Module, _Shelf] = weakref.WeakKeyDictionary()
@@ -54,7 +55,7 @@ _SHELVES: weakref.WeakKeyDictionary[nnx.Module, _Shelf] = weakref.WeakKeyDiction
 
 def adapter_names(module: nnx.Module) -> list[str]:
     """Return the names of a module's adapters, the active one first."""
-    if not adapted_layers(module):
+    if not _layers(module):
         return []
     shelf = _shelf(module)
     return [shelf.active, *shelf.others]
@@ -73,7 +74,7 @@ def get_adapter(module: nnx.Module, name: str | None = None) -> Adapter:
     """
     name = _known(module, active_adapter(module) if name is None else name)
     shelf = _shelf(module)
-    return _carried(adapted_layers(module), shelf.config) if name == shelf.active else shelf.others[name]
+    return _carried(_layers(module), shelf.config) if name == shelf.active else shelf.others[name]
 
 
 def put_adapter(
@@ -97,7 +98,7 @@ def put_adapter(
     Raises:
         ValueError: there is an adapter of this name, the adapters are merged, or arrays of other shapes.
     """
-    carried = adapted_layers(module)
+    carried = _layers(module)
     check_usable(carried, "another adapter")
     _check_new(module, name)
     fresh = new_arrays(plan, key)
@@ -106,7 +107,7 @@ def put_adapter(
         fresh = {path: dict(values) for path, values in arrays.items()}
     specs = {planned.chosen.path: planned.spec for planned in plan}
     if carried:
-        _shelf(module).others[name] = Adapter(specs, dict(fresh), config)
+        shelve(module, name, Adapter(specs, dict(fresh), config))
         return
     install({planned.chosen.path: planned.chosen.layer for planned in plan}, fresh, specs, key)
     _SHELVES[module] = _Shelf(name, config)
@@ -119,13 +120,15 @@ def shelve(module: nnx.Module, name: str, adapter: Adapter) -> None:
         ValueError: there is an adapter of this name.
     """
     _check_new(module, name)
-    _shelf(module).others[name] = adapter
+    layers = _layers_at(module, adapter.specs)
+    arrays = {path: _all_placed(layers[path], path, values) for path, values in adapter.arrays.items()}
+    _shelf(module).others[name] = Adapter(adapter.specs, arrays, adapter.config)
 
 
 def set_adapter(module: nnx.Module, name: str) -> None:
     """Exchange the active adapter; see `EasyDeLBaseModule.set_adapter`."""
-    layers = adapted_layers(module)
     _known(module, name)
+    layers = _layers(module)
     check_usable(layers, "set_adapter")
     shelf = _shelf(module)
     if name == shelf.active:
@@ -133,12 +136,10 @@ def set_adapter(module: nnx.Module, name: str) -> None:
     new, old = shelf.others[name], _carried(layers, shelf.config)
     if new.specs == old.specs:  # nothing is compiled anew
         for path, arrays in new.arrays.items():
-            layer, is_stack = layers[path], layer_paths(path) is not None
-            for key, variable in layer.lora.variables().items():
-                held = variable.get_value()
-                array = arrays[key]
-                if array.sharding != held.sharding or array.dtype != held.dtype:
-                    array = placed(layer, key, array.astype(held.dtype), is_stack)
+            for key, variable in layers[path].lora.variables().items():
+                held, array = old.arrays[path][key], arrays[key]
+                if array.sharding != held.sharding or array.dtype != held.dtype:  # the model was moved, or cast
+                    array = jax.device_put(array.astype(held.dtype), held.sharding)
                 variable.set_value(array)
     else:
         remove(module)
@@ -221,6 +222,32 @@ def _check_new(module: nnx.Module, name: Any) -> None:
         raise ValueError(
             f"there is an adapter {name!r} already; choose another name, or delete_adapter({name!r}) first"
         )
+
+
+def _layers(module: nnx.Module) -> dict[str, Any]:
+    """Return `adapted_layers`, those that are known without another walk over the module."""
+    shelf = _SHELVES.get(module)
+    if shelf is None:
+        return adapted_layers(module)
+    if not shelf.layers or not all(
+        is_adapted(layer) and _is_at(module, path, layer) for path, layer in shelf.layers.items()
+    ):
+        shelf.layers = adapted_layers(module)
+    return shelf.layers
+
+
+def _is_at(module: Any, path: str, layer: Any) -> bool:
+    node = module
+    for name in path.split("/"):
+        if node is None:
+            return False
+        node = node[int(name)] if name.isdigit() else getattr(node, name, None)
+    return node is layer
+
+
+def _all_placed(layer: Any, path: str, arrays: Arrays) -> Arrays:
+    is_stack = layer_paths(path) is not None
+    return {name: placed(layer, name, array, is_stack) for name, array in arrays.items()}
 
 
 def _layers_at(module: nnx.Module, paths: Mapping[str, Any]) -> dict[str, Any]:
