@@ -118,7 +118,7 @@ def placed(layer: Any, name: str, array: jax.Array, is_stack: bool) -> jax.Array
     if isinstance(held, jax.core.Tracer) or isinstance(array, jax.core.Tracer):
         return array
     if not isinstance(held.sharding, NamedSharding):
-        return jax.device_put(array, held.sharding)
+        return jax.device_put(array, held.sharding) if held.committed else array
     spec = PartitionSpec(*tuple(held.sharding.spec)[1 if is_stack else 0 :])
     if getattr(layer, "is_quantized_layer", False):
         spec = layer.kernel_spec(spec)
