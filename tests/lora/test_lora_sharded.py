@@ -33,8 +33,15 @@ def adapted(method: str | None, scan: bool, *, early: bool = False) -> Any:
     return randomise(model.apply_lora_to_layers(use_dora=True))
 
 
-@pytest.mark.parametrize("scan", [False, True], ids=["list", "scan"])
-@pytest.mark.parametrize("method", [None, "nf4"])
+@pytest.mark.parametrize(
+    ("method", "scan"),
+    [
+        (None, False),
+        ("nf4", True),
+        pytest.param(None, True, marks=pytest.mark.slow),
+        pytest.param("nf4", False, marks=pytest.mark.slow),
+    ],
+)
 def test_eight_devices_compute_what_one_does(method: str | None, scan: bool) -> None:
     one = adapted(method, scan)
     want = logits(one)

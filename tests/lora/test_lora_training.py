@@ -26,6 +26,17 @@ BATCH = {"input_ids": IDS, "labels": IDS}
 TX = optax.adamw(1e-2)
 
 
+CASES = pytest.mark.parametrize(
+    ("method", "scan"),
+    [
+        (None, False),
+        pytest.param("nf4", True),
+        pytest.param(None, True, marks=pytest.mark.slow),
+        pytest.param("nf4", False, marks=pytest.mark.slow),
+    ],
+)
+
+
 def base(method: str | None = None, **config: Any) -> Any:
     model = llama(**config)
     return model.quantize(method) if method else model
@@ -42,8 +53,7 @@ def assert_same_state(one: Any, other: Any) -> None:
         np.testing.assert_array_equal(value, right[name], err_msg=name)
 
 
-@pytest.mark.parametrize("scan", [False, True], ids=["list", "scan"])
-@pytest.mark.parametrize("method", [None, "nf4"])
+@CASES
 def test_adapters_alone_learn_and_are_saved(method: str | None, scan: bool, tmp_path: Path) -> None:
     own = base(method, scan_layers=scan)
     model = adapted(nnx.clone(own))
@@ -77,7 +87,7 @@ def test_adapters_alone_learn_and_are_saved(method: str | None, scan: bool, tmp_
     scale.set_value(scale.get_value().at[0].add(1e-6))
     with pytest.raises(CheckpointError, match="trained on another base"):
         EasyDeLState.load_state(tmp_path / "state", TX, model=other)
-    with pytest.raises(CheckpointError, match="the model has adapters of .* layers with .*16"):
+    with pytest.raises(CheckpointError, match=r"the model has adapters of .* layers with .*16"):
         EasyDeLState.load_state(tmp_path / "state", TX, model=adapted(nnx.clone(own), rank_pattern={"q_proj": 2}))
     with pytest.raises(ValueError, match="leave out model_class"):
         EasyDeLState.load_state(tmp_path / "state", TX, model=own, model_class=type(own))
@@ -178,7 +188,7 @@ def test_runs_have_sections_for_both(tmp_path: Path) -> None:
 
     def made(**sections: Any) -> Any:
         model = {"model_type": "llama", "config": dict(SIZES), "tokenizer": "stdlib-4m"}
-        return eLargeModel({"model": model, "training": {"output_dir": str(tmp_path)}, "mesh": {"dp": 1}, **sections})
+        return eLargeModel({"model": model, "training": {"output_dir": str(tmp_path)}, "mesh": {"dp": -1}, **sections})
 
     run = made(
         lora={"rank": 4, "pattern": Q_AND_V, "use_rslora": True}, quantization={"method": "8bit", "group_size": 8}
