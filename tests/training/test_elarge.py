@@ -116,7 +116,7 @@ def test_a_file_and_what_is_set_beside_it(tmp_path):
     with pytest.raises(ValueError, match=r"model\.name_or_path\.x: name_or_path is no section but 'stdlib-4m'"):
         eLargeModel.from_yaml(file, {"model.name_or_path.x": 1})
     file.write_text("- a\n")
-    with pytest.raises(ValueError, match=r"run\.yaml: expected a mapping of sections \(model, mesh, "):
+    with pytest.raises(ValueError, match=r"run\.yaml: expected a mapping of sections \(model, quantization, "):
         eLargeModel.from_yaml(file)
 
 
