@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from easydel.infra.registry import TaskType as TaskType
     from easydel.infra.registry import register_config as register_config
     from easydel.infra.registry import register_module as register_module
+    from easydel.lora import LoraConfig as LoraConfig
     from easydel.loss import LossConfig as LossConfig
     from easydel.planning import Plan as Plan
     from easydel.planning import Suggestion as Suggestion
@@ -61,6 +62,7 @@ _NAMES: dict[str, str] = {
     "EasyDeLBaseModule": "easydel.infra.base_module",
     "EasyDeLError": "easydel.errors",
     "EasyDeLState": "easydel.infra.base_state",
+    "LoraConfig": "easydel.lora",
     "LossConfig": "easydel.loss",
     "Plan": "easydel.planning",
     "ShardingError": "easydel.errors",

@@ -130,6 +130,13 @@ def nodes_of(module: nnx.Module, kind: type[N]) -> list[N]:
     return [node for _, node in _walk(module) if isinstance(node, kind)]
 
 
+def drop_attribute(node: Any, name: str) -> None:
+    """Delete an attribute of a module, so that it is again what it was before it had it."""
+    delattr(node, name)
+    kinds = node._pytree__nodes  # else the name stays part of the structure
+    object.__setattr__(node, "_pytree__nodes", type(kinds)({key: kind for key, kind in kinds.items() if key != name}))
+
+
 def split(module: nnx.Module) -> tuple[Any, nnx.State, nnx.State]:
     """Return `(graphdef, parameters, other state)`; `nnx.merge` of the three is the module again.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
@@ -11,12 +12,13 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from easydel.calls import takes
-from easydel.infra import creation, flops, forward, functional, parts, placing, resizing, views
+from easydel.infra import adapting, creation, flops, forward, functional, parts, placing, resizing, views
 from easydel.infra.mixins.bridge import EasyBridgeMixin
 from easydel.infra.mixins.generation import EasyGenerationMixin
 from easydel.infra.mixins.operation_cache import OperationCacheMixin
+from easydel.lora import DEFAULT, FoldReport, LoraConfig, fold, named, trees
 from easydel.loss import LossConfig, task_loss
-from easydel.paths import detached, flatten, named_modules, named_variables, nest, split
+from easydel.paths import detached, flatten, named_modules, nest, split
 from easydel.quantization import QuantizationReport, dequantize_module, quantize_module, report_of
 from easydel.sharding import (
     AnyMesh,
@@ -24,9 +26,7 @@ from easydel.sharding import (
     ShardingExplanation,
     check_mesh,
     gather,
-    match_rules,
     place,
-    rule_shardings,
 )
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
     @property
     def lora_is_enabled(self) -> bool:
         """Whether any layer carries a LoRA adapter."""
-        return bool(named_variables(self, nnx.LoRAParam, by_layer=False))
+        return bool(trees.lora_paths(self))
 
     # ------------------------------------------------------------------ parameters
     @property
@@ -297,11 +297,11 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
 
     def _specs_sharding(self, partition_rules: PartitionRules | None = None) -> Tree:
         rules = self._get_partition_rules() if partition_rules is None else partition_rules
-        return nest(match_rules(rules, views.param_arrays(self)))
+        return nest(placing.param_specs(self, rules))
 
     def _named_shardings(self, partition_rules: PartitionRules | None = None, mesh: Mesh | None = None) -> Tree:
         rules = self._get_partition_rules() if partition_rules is None else partition_rules
-        return nest(rule_shardings(rules, views.param_arrays(self), self.mesh if mesh is None else mesh))
+        return nest(placing.param_shardings(self, rules, self.mesh if mesh is None else mesh))
 
     def _shard_fns(self, partition_rules: PartitionRules | None = None, mesh: Mesh | None = None) -> Tree:
         return nest(placing.placers(flatten(self._named_shardings(partition_rules, mesh), by_layer=False)))
@@ -318,7 +318,7 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
         is_gather: bool = False,
     ) -> Any:
         rules = self._get_partition_rules() if partition_rules is None else partition_rules
-        return placing.apply_to_tree(tree, rules, self.mesh if mesh is None else mesh, is_gather=is_gather)
+        return placing.apply_to_tree(self, tree, rules, self.mesh if mesh is None else mesh, is_gather=is_gather)
 
     # ------------------------------------------------------------------ dtype
     def to_dtype(self, dtype: Any) -> Self:
@@ -355,6 +355,7 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
                 layer, weights that are not finite, or a model that is quantized already.
             UnsupportedError: a layer that cannot be quantized by this method.
         """
+        trees.refuse_adapters(self, "quantize", "quantize before applying adapters, or merge_and_unload() first")
         quantize_module(self, method, group_size, quantization_pattern, calibration)
         return self._mark_sharded(self.last_mesh) if self.is_sharded else self
 
@@ -364,6 +365,7 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
         Raises:
             ValueError: the model is not quantized.
         """
+        trees.refuse_adapters(self, "dequantize", "merge_and_unload() or delete_adapter() first")
         dequantize_module(self)
         return self._mark_sharded(self.last_mesh) if self.is_sharded else self
 
@@ -371,6 +373,192 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
     def quantization_report(self) -> QuantizationReport | None:
         """Layers, bytes before and after, and the error of each layer; `None` if nothing is quantized."""
         return report_of(self)
+
+    # ------------------------------------------------------------------ LoRA
+    def apply_lora_to_layers(
+        self,
+        lora_rank: int = 8,
+        lora_alpha: Any = 16,
+        lora_pattern: str | None = None,
+        *,
+        lora_dropout: Any = 0.0,
+        use_rslora: bool = False,
+        use_dora: bool = False,
+        rank_pattern: Mapping[str, int] | None = None,
+        alpha_pattern: Mapping[str, Any] | None = None,
+        embeddings: bool = False,
+        rngs: nnx.Rngs | None = None,
+        adapter_name: str = DEFAULT,
+    ) -> Self:
+        """Give layers low-rank adapters, which change nothing until they are trained.
+
+        Args:
+            lora_rank: of the adapters.
+            lora_alpha: their products are multiplied by `lora_alpha / lora_rank`.
+            lora_pattern: regular expression on module paths; `None`: all linear layers and experts but the head.
+            lora_dropout: rate, of the adapters' inputs in training.
+            use_rslora: multiply by `lora_alpha / sqrt(lora_rank)`.
+            use_dora: learn the magnitude of each output's weights apart.
+            rank_pattern: regular expression on module paths → rank of those layers.
+            alpha_pattern: regular expression on module paths → alpha of those layers.
+            embeddings: whether the pattern chooses embeddings, too.
+            rngs: for initial numbers and dropout, `nnx.Rngs(0)` if `None`.
+            adapter_name: what the adapter is called.
+
+        Raises:
+            ValueError: a model with adapters, a pattern that matches no linear layer (the nearest are named), a rank
+                below 1, or another value out of range.
+            UnsupportedError: an adapter that there is not, such as one with dropout for experts.
+        """
+        config = LoraConfig(
+            rank=lora_rank,
+            alpha=lora_alpha,
+            pattern=lora_pattern,
+            dropout=lora_dropout,
+            use_rslora=use_rslora,
+            use_dora=use_dora,
+            rank_pattern=dict(rank_pattern or {}),
+            alpha_pattern=dict(alpha_pattern or {}),
+            embeddings=embeddings,
+        )
+        adapting.apply(self, adapter_name, config, rngs)
+        return self
+
+    def split_lora_params(self) -> tuple[Tree, Tree]:
+        """Return `(base_params, lora_params)`, two nested dicts; the arrays are the model's, which keeps its adapters.
+
+        Raises:
+            ValueError: the model has no adapters.
+        """
+        return trees.split(self)
+
+    def merge_lora_params(self, lora_params: Mapping[str, Any] | nnx.State | None = None) -> Self:
+        """Put parameters of adapters in place, a (partial) tree as `split_lora_params` gives it; nothing is folded.
+
+        Raises:
+            ValueError: the model has no adapters, paths that are none of theirs, or a wrong shape.
+        """
+        trees.check_lora_tree(self, {} if lora_params is None else lora_params)
+        if lora_params is not None:
+            views.merge_params(self, lora_params)
+        return self
+
+    def unwrap_lora_to_layers(self) -> Self:
+        """Fold the active adapter into the weights, in float32, and remove all adapters.
+
+        Quantized weights are dequantized and quantized anew; a warning and `lora_fold_report` tell the error that adds.
+
+        Raises:
+            ValueError: the model has no adapters, disabled ones, or ones that are not finite.
+        """
+        fold.unwrap(self)
+        named.forget_all(self)
+        return self
+
+    def merge_and_unload(self) -> Self:
+        """Do what `unwrap_lora_to_layers` does, by PEFT's name."""
+        return self.unwrap_lora_to_layers()
+
+    def merge_adapter(self) -> Self:
+        """Fold the active adapter into the weights, keeping it and the weights that were there.
+
+        Raises:
+            ValueError: as `unwrap_lora_to_layers`, or the adapters are merged already.
+        """
+        fold.merge(self)
+        return self
+
+    def unmerge_adapter(self) -> Self:
+        """Put back the weights from before `merge_adapter`, bit by bit.
+
+        Raises:
+            ValueError: the adapters are not merged, or the model is a copy of the one that was.
+        """
+        fold.unmerge(self)
+        return self
+
+    @property
+    def lora_fold_report(self) -> FoldReport | None:
+        """What folding last added to the error of quantized weights; `None` if it folded into none."""
+        return fold.fold_report(self)
+
+    def add_adapter(self, adapter_name: str, config: LoraConfig | None = None, *, rngs: nnx.Rngs | None = None) -> Self:
+        """Give the model another adapter; the first one is active at once, later ones wait for `set_adapter`.
+
+        Adapters that are not active belong to this object: copies and states carry the active one.
+
+        Args:
+            adapter_name: what it is called.
+            config: of it, `LoraConfig()` if `None`.
+            rngs: for initial numbers and dropout, `nnx.Rngs(0)` if `None`.
+
+        Raises:
+            ValueError: there is one of this name; else as `apply_lora_to_layers`.
+        """
+        adapting.add(self, adapter_name, LoraConfig() if config is None else config, rngs)
+        return self
+
+    def set_adapter(self, adapter_name: str) -> Self:
+        """Exchange the active adapter; between adapters of the same layers and ranks nothing is compiled anew.
+
+        Raises:
+            ValueError: there is none of this name, or the adapters are merged or disabled.
+        """
+        named.set_adapter(self, adapter_name)
+        return self._mark_sharded(self.last_mesh) if self.is_sharded else self
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """Names of the adapters, the active one first."""
+        return named.adapter_names(self)
+
+    @property
+    def active_adapter(self) -> str | None:
+        """Name of the adapter that the layers carry; `None` if they carry none."""
+        return named.active_adapter(self)
+
+    def delete_adapter(self, adapter_name: str) -> Self:
+        """Forget an adapter without folding it; the active one only if there is no other.
+
+        Raises:
+            ValueError: there is none of this name, or it is active beside others.
+        """
+        named.delete_adapter(self, adapter_name)
+        return self._mark_sharded(self.last_mesh) if self.is_sharded else self
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[Any],
+        adapter_name: str,
+        combination_type: str = "svd",
+        *,
+        svd_rank: int | None = None,
+    ) -> Self:
+        """Put a weighted sum of adapters beside them; `set_adapter` makes it the active one.
+
+        Args:
+            adapters: their names.
+            weights: of each.
+            adapter_name: of the new one.
+            combination_type: `"cat"` is exact (the ranks add up), `"svd"` the best of a rank, `"linear"` sums `A` and
+                `B` apart, as PEFT does.
+            svd_rank: for `"svd"`, the largest of the adapters' if `None`.
+
+        Raises:
+            ValueError: names or weights that do not fit.
+            UnsupportedError: another combination, or adapters with DoRA.
+        """
+        adapting.add_weighted(self, adapters, weights, combination_type, adapter_name, svd_rank)
+        return self
+
+    def disable_adapters(self) -> AbstractContextManager[None]:
+        """Return a context in which the model computes without its adapters.
+
+        Raises:
+            ValueError: on entering it, if the model has no adapters, or merged ones.
+        """
+        return named.disabled(self)
 
     # ------------------------------------------------------------------ parts
     def get_embedding(self) -> nnx.Embed:
@@ -477,11 +665,12 @@ class EasyDeLBaseModule(nnx.Module, EasyGenerationMixin, EasyBridgeMixin, Operat
 
         Args:
             optimizer: from optax; it sees the trained parameters only.
-            trainable: regular expressions on parameter paths; what none is found in is frozen.
+            trainable: regular expressions on parameter paths; what none is found in is frozen. `None`: all are trained,
+                of a model with adapters those.
             frozen: regular expressions on parameter paths; what one is found in is frozen. Give one of the two.
 
         Raises:
-            ValueError: a pattern matches nothing, or nothing is left to train.
+            ValueError: a pattern matches nothing, nothing is left to train, or adapters are merged or disabled.
         """
         from easydel.infra.base_state import EasyDeLState
 

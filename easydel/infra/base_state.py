@@ -16,8 +16,10 @@ from easydel.calls import refuse_shapes
 from easydel.infra import state_files
 from easydel.infra.functional import bind
 from easydel.infra.state_arrays import everywhere, init_optimizer, move_state
-from easydel.infra.trainable import Patterns, TrainableSummary, choose, frozen_paths, summarize
+from easydel.infra.trainable import Patterns, TrainableSummary, choose, frozen_with_adapters, summarize
 from easydel.infra.views import param_arrays
+from easydel.lora import adapted_layers, lora_paths
+from easydel.lora.named import check_usable
 from easydel.paths import flatten, nest, split
 from easydel.sharding import PartitionRules
 
@@ -61,19 +63,21 @@ class EasyDeLState:
         Args:
             model: what is trained.
             tx: an optax optimizer; it sees the trained parameters only.
-            trainable: regular expressions on parameter paths; what none is found in is frozen.
+            trainable: regular expressions on parameter paths; what none is found in is frozen. `None`: all, of a model
+                with adapters those.
             frozen: regular expressions on parameter paths; what one is found in is frozen. Give one of the two.
 
         Raises:
             TypeError: `tx` is no optimizer.
-            ValueError: a pattern matches nothing, or nothing is left to train.
+            ValueError: a pattern matches nothing, nothing is left to train, or adapters are merged or disabled.
         """
         if not isinstance(tx, optax.GradientTransformation):
             raise TypeError(f"expected an optax optimizer such as optax.adamw(1e-4), got {type(tx).__name__}")
         refuse_shapes(model, "a training state")
         graphdef, _, other = split(model)
         arrays = param_arrays(model)
-        kept = frozen_paths(list(arrays), trainable, frozen)
+        check_usable(adapted_layers(model), "a training state")
+        kept = frozen_with_adapters(list(arrays), lora_paths(model), trainable, frozen)
         params = nest(arrays)
         opt_state = init_optimizer(tx.init, choose(params, kept, inside=False))
         step = jnp.zeros((), jnp.int32, device=everywhere(params))
@@ -154,6 +158,8 @@ class EasyDeLState:
     def save_state(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Write parameters, optimizer state, step and the model's config into a directory, whole or not at all.
 
+        Of a model with adapters only what is trained is written, and a fingerprint of the base.
+
         Args:
             directory: a new one.
             overwrite: replace one that is there.
@@ -169,6 +175,7 @@ class EasyDeLState:
         directory: str | Path,
         tx: optax.GradientTransformation,
         *,
+        model: Any = None,
         model_class: type | None = None,
         mesh: Any = None,
         partition_rules: PartitionRules | None = None,
@@ -178,11 +185,17 @@ class EasyDeLState:
         Args:
             directory: where it is.
             tx: the optimizer, of the same kind as the one that was saved.
+            model: for a state of adapters, the base they were trained on; the state's model has the adapters, the
+                given one stays as it is. The other arguments are for states without adapters.
             model_class: of the model; `None` for one that is registered.
             mesh: where to put the arrays, any; one device if `None`.
             partition_rules: the model's if `None`; only with a mesh.
 
         Raises:
-            CheckpointError: there is no such state, or it is one of another optimizer.
+            CheckpointError: there is no such state, it is one of another optimizer, or adapters of another base.
         """
+        if model is not None:
+            if (model_class, mesh, partition_rules) != (None, None, None):
+                raise ValueError("model= is where it is already: leave out model_class, mesh and partition_rules")
+            return state_files.load_adapters(cls, directory, tx, model)
         return state_files.load(cls, directory, tx, model_class=model_class, mesh=mesh, rules=partition_rules)

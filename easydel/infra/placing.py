@@ -11,6 +11,9 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from easydel.lora import adapted_layers, adapter_spec, lora_paths
+from easydel.lora.layer import PARAMETERS
+from easydel.lora.weights import weight_name, weight_shape
 from easydel.paths import flatten, named_variables, nest, plain_arrays, to_state
 from easydel.quantization import QuantizedWeight, quantized_layers
 from easydel.sharding import (
@@ -27,7 +30,6 @@ from easydel.sharding import (
     infer_rules,
     named_shardings,
     place,
-    rule_shardings,
     spread_spec,
 )
 from easydel.sharding.rules import RuleMatch
@@ -52,10 +54,10 @@ def mesh_of(module_or_config: Any, mesh: Any) -> AnyMesh:
 def module_shardings(module: Any, rules: PartitionRules, mesh: AnyMesh, *, strict: bool = False) -> dict[str, Any]:
     """Return path → sharding of every array as it is stored: parameters by the rules, other state replicated."""
     variables = named_variables(module, by_layer=False)
-    params = {path: v.get_value() for path, v in variables.items() if isinstance(v, nnx.Param)}
-    codes = quantized_matches(module, rules, mesh)
-    arrays = params | {path: variables[path].get_value() for path in codes}
-    matches = find_matches(rules, params) | {path: match for path, (_, match) in codes.items()}
+    derived = derived_matches(module, rules, mesh)
+    params = {p: v.get_value() for p, v in variables.items() if isinstance(v, nnx.Param) and p not in derived}
+    arrays = params | {path: variables[path].get_value() for path in derived}
+    matches = find_matches(rules, params) | {path: match for path, (_, match) in derived.items()}
     specs = {path: match.spec for path, match in matches.items()}
     shardings: dict[str, Any] = dict(named_shardings(specs, arrays, mesh, strict=strict, rules=matches))
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -65,13 +67,61 @@ def module_shardings(module: Any, rules: PartitionRules, mesh: AnyMesh, *, stric
 def explain(module: Any, rules: PartitionRules | None, mesh: Any) -> ShardingExplanation:
     """Work out what rules make of a module on a mesh; see `EasyDeLBaseModule.explain_sharding`."""
     arrays = {path: variable.get_value() for path, variable in named_variables(module, by_layer=False).items()}
-    params = {path: arrays.pop(path) for path in named_variables(module, nnx.Param, by_layer=False)}
+    lora = lora_paths(module)
+    params = {p: arrays.pop(p) for p in named_variables(module, nnx.Param, by_layer=False) if p not in lora}
     arrays |= {path: getattr(node, name) for path, (node, name) in plain_arrays(module).items()}
     rules = rules_in_force(module) if rules is None else rules
     mesh = mesh_of(module, mesh)
-    matches = quantized_matches(module, rules, mesh)
+    matches = derived_matches(module, rules, mesh)
     derived = {path: (arrays.pop(path), kernel, match) for path, (kernel, match) in matches.items()}
     return explain_rules(rules, params, mesh, arrays, derived)
+
+
+def derived_matches(module: Any, rules: PartitionRules, mesh: AnyMesh) -> dict[str, tuple[str, RuleMatch]]:
+    """Return path of what has no rule of its own → path of the weight it follows, and what that one's rule makes of it.
+
+    Raises:
+        ShardingError: the rules do not fit the weights, or the mesh.
+    """
+    return quantized_matches(module, rules, mesh) | lora_matches(module, rules)
+
+
+def lora_matches(module: Any, rules: PartitionRules) -> dict[str, tuple[str, RuleMatch]]:
+    """Return path of an adapter's parameter → path of its layer's weight, and what that one's rule makes of it.
+
+    Raises:
+        ShardingError: the rules do not fit the weights.
+    """
+    layers = {f"{path}/{weight_name(layer)}": layer for path, layer in adapted_layers(module).items()}
+    weights = {path: _kernel_shape(path, layer) for path, layer in layers.items()}
+    found = {}
+    for path, match in find_matches(rules, weights).items():
+        layer, prefix = layers[path], path.rpartition("/")[0]
+        for name in layer.lora.variables():
+            if name in PARAMETERS:
+                spec = adapter_spec(layer, name, layer_of(match.spec, 0) if match.is_stack else match.spec)
+                spec = PartitionSpec(None, *spec) if match.is_stack else spec
+                found[f"{prefix}/lora/{name}"] = path, replace(match, spec=spec)
+    return found
+
+
+def param_specs(module: Any, rules: PartitionRules) -> dict[str, PartitionSpec]:
+    """Return path → spec of every parameter."""
+    return {path: match.spec for path, match in _param_matches(module, rules).items()}
+
+
+def param_shardings(module: Any, rules: PartitionRules, mesh: AnyMesh) -> dict[str, NamedSharding]:
+    """Return path → sharding of every parameter."""
+    matches = _param_matches(module, rules)
+    arrays = {path: v.get_value() for path, v in named_variables(module, nnx.Param, by_layer=False).items()}
+    return named_shardings({path: match.spec for path, match in matches.items()}, arrays, mesh, rules=matches)
+
+
+def _param_matches(module: Any, rules: PartitionRules) -> dict[str, RuleMatch]:
+    params = {path: v.get_value() for path, v in named_variables(module, nnx.Param, by_layer=False).items()}
+    lora = {path: match for path, (_, match) in lora_matches(module, rules).items()}
+    found = find_matches(rules, {path: array for path, array in params.items() if path not in lora})
+    return {path: lora[path] if path in lora else found[path] for path in params}
 
 
 def quantized_matches(module: Any, rules: PartitionRules, mesh: AnyMesh) -> dict[str, tuple[str, RuleMatch]]:
@@ -97,7 +147,8 @@ def quantized_matches(module: Any, rules: PartitionRules, mesh: AnyMesh) -> dict
 
 def _kernel_shape(path: str, layer: Any) -> jax.ShapeDtypeStruct:
     stack = layer_paths(path)
-    return jax.ShapeDtypeStruct((*([len(stack)] if stack else []), *layer.kernel_shape), layer.param_dtype)
+    shape = weight_shape(layer, None if stack is None else len(stack))
+    return jax.ShapeDtypeStruct((*([len(stack)] if stack else []), *shape), layer.param_dtype)
 
 
 def spread_shardings(module: nnx.Module, mesh: Mesh) -> dict[str, Any]:
@@ -198,11 +249,15 @@ class Placer:
         return Placer(layer_of(self.sharding, index))
 
 
-def apply_to_tree(tree: Any, rules: PartitionRules, mesh: Mesh, *, is_gather: bool) -> Any:
+def apply_to_tree(module: Any, tree: Any, rules: PartitionRules, mesh: Mesh, *, is_gather: bool) -> Any:
     """Return a new tree of the same kind (nested dict or `nnx.State`) with every leaf sharded, or gathered."""
     flat = flatten(tree, by_layer=False)
     if is_gather:
         moved = {path: gather(leaf) for path, leaf in flat.items()}
     else:
-        moved = {path: place(flat[path], sharding) for path, sharding in rule_shardings(rules, flat, mesh).items()}
+        lora = {path: match for path, (_, match) in lora_matches(module, rules).items() if path in flat}
+        matches = find_matches(rules, {path: leaf for path, leaf in flat.items() if path not in lora}) | lora
+        specs = {path: match.spec for path, match in matches.items()}
+        shardings = named_shardings(specs, flat, mesh, rules=matches)
+        moved = {path: place(leaf, shardings[path]) for path, leaf in flat.items()}
     return to_state(nest(moved)) if isinstance(tree, nnx.State) else nest(moved)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from easydel.infra.state_base import base_names
 from easydel.infra.trainable import choose
 from easydel.infra.views import param_arrays
 from easydel.paths import flatten, nest, split
@@ -65,21 +66,28 @@ def everywhere(params: dict[str, Any]) -> NamedSharding | None:
 def named_arrays(state: Any) -> dict[str, Any]:
     """Return name → array of a state, such as `params/model/norm/scale` and `opt_state/0/mu/model/norm/scale`.
 
-    Random keys stand there as the integers they are made of.
+    Random keys stand there as the integers they are made of. The base of adapters is left out.
     """
+    left_out = base_names(state)
     named: dict[str, Any] = {}
     for part in PARTS:
         for path, leaf in jax.tree_util.tree_flatten_with_path(getattr(state, part))[0]:
-            named["/".join([part, *map(_name, path)])] = _stored(leaf)
+            if (name := "/".join([part, *map(_name, path)])) not in left_out:
+                named[name] = _stored(leaf)
     return named
 
 
 def with_arrays(state: Any, named: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of `state` with the arrays of `named` in place of its own."""
+    """Return the fields of `state` with the arrays of `named` in place of its own, those of a base aside."""
+    left_out = base_names(state)
     fields = {}
     for part in PARTS:
         leaves, structure = jax.tree_util.tree_flatten_with_path(getattr(state, part))
-        new = [_restored(named["/".join([part, *map(_name, path)])], leaf) for path, leaf in leaves]
+        names = ["/".join([part, *map(_name, path)]) for path, _ in leaves]
+        new = [
+            leaf if name in left_out else _restored(named[name], leaf)
+            for name, (_, leaf) in zip(names, leaves, strict=True)
+        ]
         fields[part] = jax.tree.unflatten(structure, new)
     return fields
 

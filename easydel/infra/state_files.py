@@ -9,16 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from easydel.checkpoints import load_arrays, save_arrays
 from easydel.checkpoints.arrays import read_metadata
 from easydel.errors import CheckpointError, UnsupportedError
+from easydel.infra import adapting
 from easydel.infra.construct import abstract_module, config_class_of
 from easydel.infra.registry import get_module_class
-from easydel.infra.state_arrays import named_arrays, optimizer_shardings, with_arrays
+from easydel.infra.state_arrays import everywhere, named_arrays, optimizer_shardings, with_arrays
+from easydel.infra.state_base import check_base, describe_base
 from easydel.infra.trainable import choose
 from easydel.infra.views import param_arrays
+from easydel.lora import DEFAULT, LoraConfig
 from easydel.paths import nest, split
 
 KIND = "easydel training state"
@@ -37,15 +41,16 @@ def describe(state: Any) -> dict[str, Any]:
         "config": model.config.to_dict(),
         "runtime_settings": model.config.runtime_settings(),
         "frozen": sorted(state.frozen),
+        **describe_base(state),
     }
 
 
 def save(state: Any, directory: str | Path, *, overwrite: bool) -> None:
     """Write a state; see `EasyDeLState.save_state`."""
-    if state.model.is_quantized:
+    if state.model.is_quantized and not state.model.lora_is_enabled:
         raise UnsupportedError(
-            "save_state is not supported for a quantized model, whose layers a class does not build from its config: "
-            "write the model with save_pretrained, or dequantize it before training"
+            "save_state is not supported for a quantized model without adapters, whose layers a class does not "
+            "build from its config: write the model with save_pretrained, or dequantize it before training"
         )
     save_arrays(directory, named_arrays(state), describe(state), overwrite=overwrite)
 
@@ -54,9 +59,12 @@ def load(
     cls: Any, directory: str | Path, tx: optax.GradientTransformation, *, model_class: Any, mesh: Any, rules: Any
 ) -> Any:
     """Read a state; see `EasyDeLState.load_state`."""
-    about = read_metadata(directory)
-    if about.get("kind") != KIND:
-        raise CheckpointError(f"{directory}: holds no training state (written by save_state)")
+    about = _read_about(directory)
+    if about.get("lora"):
+        raise CheckpointError(
+            f"{directory}: holds adapters and not their base: give the model that they were trained on, as "
+            "load_state(…, model=base)"
+        )
     if model_class is None:
         model_class = get_module_class(about["model_task"], about["model_type"])
     if model_class.__name__ != about["class"]:
@@ -65,6 +73,46 @@ def load(
     template = abstract_state(cls, config, tx, about, model_class, mesh, rules)
     arrays, _ = load_arrays(directory, named_arrays(template))
     return replace(template, **with_arrays(template, arrays))
+
+
+def load_adapters(cls: Any, directory: str | Path, tx: optax.GradientTransformation, model: Any) -> Any:
+    """Read a state of adapters onto their base; see `EasyDeLState.load_state`."""
+    about = _read_about(directory)
+    if not about.get("lora"):
+        raise CheckpointError(f"{directory}: holds a whole model, no adapters: leave model= out")
+    if type(model).__name__ != about["class"]:
+        raise CheckpointError(f"{directory}: holds adapters of a {about['class']}, not of a {type(model).__name__}")
+    frozen = frozenset(about["frozen"])
+    adapted = nnx.clone(model)  # the arrays are shared
+    if not adapted.lora_is_enabled:
+        adapting.add(adapted, DEFAULT, LoraConfig.from_dict(about["lora"]))
+    graphdef, _, other = split(adapted)
+    params = nest(param_arrays(adapted))
+    trained = choose(params, frozen, inside=False)
+    whole = everywhere(params) or SingleDeviceSharding(next(iter(jax.tree.leaves(params)[0].devices())))
+    opt_state = jax.eval_shape(tx.init, trained)
+    places = optimizer_shardings(opt_state, trained, whole)
+    template = cls(
+        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+        params=params,
+        other=other,
+        opt_state=jax.tree.map(
+            lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), opt_state, places
+        ),
+        tx=tx,
+        graphdef=graphdef,
+        frozen=frozen,
+    )
+    check_base(about, describe_base(template), directory)
+    arrays, _ = load_arrays(directory, named_arrays(template))
+    return replace(template, **with_arrays(template, arrays))
+
+
+def _read_about(directory: str | Path) -> dict[str, Any]:
+    about = read_metadata(directory)
+    if about.get("kind") != KIND:
+        raise CheckpointError(f"{directory}: holds no training state (written by save_state)")
+    return about
 
 
 def abstract_state(cls: Any, config: Any, tx: Any, about: Any, model_class: Any, mesh: Any, rules: Any) -> Any:

@@ -53,6 +53,23 @@ def frozen_paths(paths: Sequence[str], trainable: Patterns, frozen: Patterns) ->
     return frozenset(kept)
 
 
+def frozen_with_adapters(
+    paths: Sequence[str], adapters: frozenset[str], trainable: Patterns, frozen: Patterns
+) -> frozenset[str]:
+    """Return the paths of parameters that are not trained, of a model with adapters.
+
+    Its base is not trained unless `trainable` says so. Arguments and errors as of `frozen_paths`; `adapters`: the paths
+    of the adapters' parameters.
+    """
+    kept = frozen_paths(paths, trainable, frozen)
+    if not adapters or trainable is not None:
+        return kept
+    kept |= set(paths) - adapters
+    if kept == set(paths):
+        raise ValueError(f"frozen={frozen!r} leaves no adapter to train; freeze fewer of them")
+    return kept
+
+
 def choose(params: Mapping[str, Any], paths: frozenset[str], *, inside: bool) -> dict[str, Any]:
     """Return the part of a nested dict of parameters whose paths are, or are not, among `paths`."""
     flat = flatten(params, by_layer=False)

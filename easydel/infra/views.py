@@ -78,13 +78,15 @@ def set_values(new: Mapping[str, tuple[Held, Any]]) -> None:
 
 
 def _placed_like(held: Any, value: Any) -> Any:
-    """Return a new parameter, on the mesh if the old one is and the new one lies on a single device."""
+    """Return a new parameter, where the old one is bound to be if the new one lies on a single device, or anywhere."""
     if isinstance(value, jax.ShapeDtypeStruct | jax.core.Tracer):
         return value
     array = jnp.asarray(value)
     sharding = getattr(held, "sharding", None)
     on_mesh = isinstance(sharding, NamedSharding) and len(array.sharding.device_set) == 1
-    return jax.device_put(array, sharding) if on_mesh else array
+    # What is bound to a device and what is not would each be compiled for.
+    is_loose = getattr(held, "committed", False) and not array.committed
+    return jax.device_put(array, sharding) if on_mesh or is_loose else array
 
 
 def is_float(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,6 +65,20 @@ class Linear(nnx.Linear):
         if bias is not None:
             y += bias
         return y.reshape(*inputs.shape[:-1], y.shape[-1])
+
+
+def flat_inputs(inputs: jax.Array, axes: Sequence[int] = (-1,)) -> jax.Array:
+    """Return inputs with the axes that a layer contracts, in their order, as one last axis.
+
+    Args:
+        inputs: `[..., in]`, or of several axes as `nnx.LinearGeneral` takes them.
+        axes: that are contracted.
+    """
+    contracted = sorted(axis % inputs.ndim for axis in axes)  # nnx.LinearGeneral sorts them, too
+    left = [size for axis, size in enumerate(inputs.shape) if axis not in contracted]
+    if contracted != list(range(inputs.ndim - len(contracted), inputs.ndim)):
+        inputs = jnp.moveaxis(inputs, contracted, range(inputs.ndim - len(contracted), inputs.ndim))
+    return inputs if len(contracted) == 1 else inputs.reshape(*left, -1)
 
 
 def stddev_of(init_stddev: float | Mapping[str, float], name: str) -> float:

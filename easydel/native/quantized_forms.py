@@ -10,7 +10,6 @@ import numpy as np
 
 from easydel.native.codes import KINDS, Kind, grouped, is_packed, nibble_values
 
-
 BLOCKS = (8, 9, 7, 10, 6, 11, 12, 5, 4)
 """How many groups XLA's CPU backend adds up in one vectorised piece; a loop over more it leaves one number at a time,
 which took five times as long (4096 × 4096)."""

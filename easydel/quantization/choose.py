@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from easydel.stacked import layer_paths
 
 @dataclass(frozen=True)
 class Chosen:
-    """A layer to quantize.
+    """A layer to quantize, or to adapt.
 
     Attributes:
         path: as it is stored, of a stack that of its range.
@@ -43,18 +44,47 @@ def candidates(module: nnx.Module) -> list[Chosen]:
 
     Embeddings, norms and routers are of other classes, and a head that is tied shares its embedding's table.
     """
-    uses = Counter(
-        id(variable)
-        for node in named_modules(module, by_layer=False).values()
-        for variable in vars(node).values()
-        if isinstance(variable, nnx.Variable)
-    )
+    return unshared_layers(module, is_quantizable)
+
+
+def unshared_layers(module: nnx.Module, accepts: Callable[[Any], bool]) -> list[Chosen]:
+    """Return the layers of a kind of which no variable is another layer's, too."""
+    modules = named_modules(module, by_layer=False)
+    uses = Counter(id(variable) for node in modules.values() for variable in _own(node))
     found = []
-    for path, layer in named_modules(module, by_layer=False).items():
-        if is_quantizable(layer) and uses[id(layer.kernel)] == 1:  # type: ignore[attr-defined]
+    for path, layer in modules.items():
+        if accepts(layer) and all(uses[id(variable)] == 1 for variable in _own(layer)):
             layers = layer_paths(path)
             found.append(Chosen(path, layer, None if layers is None else len(layers)))
     return found
+
+
+def _own(node: nnx.Module) -> list[nnx.Variable]:
+    return [variable for variable in vars(node).values() if isinstance(variable, nnx.Variable)]
+
+
+def matching_layers(there: Sequence[Chosen], pattern: str, doing: str) -> list[Chosen]:
+    """Return those layers that a pattern (`re.search` on module paths) chooses.
+
+    Args:
+        there: what can be chosen.
+        pattern: the regular expression.
+        doing: what is to be done with them, for messages: "quantizing".
+
+    Raises:
+        ValueError: the pattern is no regular expression, or matches none of them; the nearest are named.
+        UnsupportedError: some layers of a stack are chosen and others not.
+    """
+    picked = set(matching(pattern, [path for one in there for path in one.paths], what="linear layer"))
+    chosen = [one for one in there if picked.intersection(one.paths)]
+    for one in chosen:
+        if missed := [path for path in one.paths if path not in picked]:
+            raise UnsupportedError(
+                f"{doing} some of the layers that are stored stacked is not supported: the pattern {pattern!r} "
+                f"matches {next(path for path in one.paths if path in picked)}, but not {missed[0]}; build the model "
+                "with scan_layers=False, or choose all of its layers"
+            )
+    return chosen
 
 
 def chosen_layers(module: nnx.Module, pattern: str) -> list[Chosen]:
@@ -66,16 +96,8 @@ def chosen_layers(module: nnx.Module, pattern: str) -> list[Chosen]:
     """
     if not isinstance(pattern, str):
         raise ValueError(f"quantization_pattern={pattern!r}: expected a regular expression of module paths")
-    there = candidates(module)
-    picked = set(matching(pattern, [path for one in there for path in one.paths], what="linear layer"))
-    chosen = [one for one in there if picked.intersection(one.paths)]
+    chosen = matching_layers(candidates(module), pattern, "quantizing")
     for one in chosen:
-        if missed := [path for path in one.paths if path not in picked]:
-            raise UnsupportedError(
-                f"quantizing some of the layers that are stored stacked is not supported: the pattern {pattern!r} "
-                f"matches {next(path for path in one.paths if path in picked)}, but not {missed[0]}; build the model "
-                "with scan_layers=False, or choose all of its layers"
-            )
         _check_layer(one)
     return chosen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -138,7 +139,7 @@ class QuantizedLayer(nnx.Module):
         entries = [*kernel_spec, *[None] * (len(self.kernel_shape) - len(kernel_spec))]
         experts, rest = entries[: self.experts_axes], entries[self.experts_axes :]
         inputs = self._input_axes
-        into, out = _joined(rest[:inputs]), _joined(rest[inputs:])
+        into, out = joined_axes(rest[:inputs]), joined_axes(rest[inputs:])
         return PartitionSpec(*experts, into) if name == "input_scale" else PartitionSpec(*experts, out, into)
 
     def kernel_spec(self, codes_spec: PartitionSpec) -> PartitionSpec:
@@ -154,6 +155,7 @@ class QuantizedLayer(nnx.Module):
         return 1
 
 
-def _joined(entries: list[Any]) -> Any:
+def joined_axes(entries: Sequence[Any]) -> Any:
+    """Return the mesh axes of dimensions that are flattened into one."""
     axes = tuple(axis for entry in entries if entry for axis in (entry if isinstance(entry, tuple) else (entry,)))
     return None if not axes else axes[0] if len(axes) == 1 else axes

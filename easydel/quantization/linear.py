@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from easydel.errors import UnsupportedError
-from easydel.layers.linear import Linear
+from easydel.layers.linear import Linear, flat_inputs
 from easydel.layers.moe.experts import ExpertLinear
 from easydel.quantization.experts import QuantizedExpertLinear
 from easydel.quantization.layer import Origin, QuantizedLayer
@@ -58,11 +58,8 @@ class QuantizedLinear(QuantizedLayer):
             raise UnsupportedError("out_sharding is not supported by quantized layers; leave it out")
         bias = None if self.bias is None else self.bias.get_value()
         x = inputs.astype(self.dtype or jnp.result_type(inputs, self.param_dtype))
-        axes = sorted(axis % x.ndim for axis in self.axis)
-        left = [size for axis, size in enumerate(x.shape) if axis not in axes]
-        if axes != [x.ndim - 1]:  # sorted, as nnx.LinearGeneral contracts them
-            x = jnp.moveaxis(x, axes, range(x.ndim - len(axes), x.ndim))
-        x = x.reshape(*left, self.features[0])
+        x = flat_inputs(x, self.axis)
+        left = x.shape[:-1]
         if x.ndim != 2 and not sequence_is_split():
             x = x.reshape(-1, self.features[0])
         y = self._product(x, inputs)

@@ -41,7 +41,7 @@ def quantized_product(
 ) -> jax.Array:
     """Multiply `x` by a quantized weight: `x · dequantize(codes, scales)ᵀ`. Differentiable once, in reverse, by `x`.
 
-    The float weight is made anew for the gradient: kept from one pass to the other, a model's would all be there at once.
+    The float weight is made anew for the gradient: kept between the passes, a model's would all be there at once.
 
     Args:
         x: floating point `[rows, in]` (or `[..., in]`).

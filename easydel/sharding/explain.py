@@ -203,7 +203,8 @@ def explain_rules(
     others = [_placement(path, leaf, whole, mesh) for path, leaf in (state or {}).items()]
     ids = [device.id for device in mesh.devices.flat] if isinstance(mesh, Mesh) else range(mesh.size)
     decided = [path for path, match in matches.items() if match.index is not None and path not in derived]
-    decided += dict.fromkeys(origin for _, origin, match in derived.values() if match.index is not None)
+    origins = dict.fromkeys(origin for _, origin, match in derived.values() if match.index is not None)
+    decided += [origin for origin in origins if origin not in matches]
     paths = [layer for path in decided for layer in layer_paths(path) or [path]]
     return ShardingExplanation(
         axes=tuple(mesh.shape.items()),

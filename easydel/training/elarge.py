@@ -10,13 +10,13 @@ from typing import Any, Self
 
 import jax
 
-from easydel.errors import UnsupportedError
 from easydel.fields import read_fields, unknown_field
+from easydel.lora import LoraConfig
 from easydel.loss import LossConfig
 from easydel.sharding import AXIS_NAMES, create_mesh
 from easydel.training.arguments import TrainingArguments
 from easydel.training.data import DataConfig
-from easydel.training.model_section import ModelSection
+from easydel.training.model_section import ModelSection, QuantizationSection
 from easydel.training.trainer import Trainer, TrainingResult
 from easydel.training.yaml_files import read_yaml
 
@@ -32,8 +32,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "logging": {"to": "log_to", "steps": "log_steps"},
 }  # fmt: skip
 """Sections whose names stand for fields of `TrainingArguments`; the section `training` has the other fields' names."""
-SECTIONS = ("model", "mesh", "data", "loss", "training", *ARGUMENTS)
-LATER = ("quantization", "lora")
+SECTIONS = ("model", "quantization", "lora", "mesh", "data", "loss", "training", *ARGUMENTS)
 SIDES = ("train", "eval")
 """Of the section `data`."""
 
@@ -42,31 +41,41 @@ class eLargeModel:
     """A whole run as one object.
 
     Args:
-        config: sections by name: `model`, `mesh`, `data`, `loss`, `optimizer`, `schedule`, `training`, `logging`; see
-            `docs/elarge_model.md`.
+        config: sections by name: `model`, `quantization`, `lora`, `mesh`, `data`, `loss`, `optimizer`, `schedule`,
+            `training`, `logging`; see `docs/elarge_model.md`.
 
     Raises:
         ValueError: an unknown section or field (the nearest is named), or a value of the wrong type or range.
-        UnsupportedError: a section that is not offered yet.
+        UnsupportedError: a model, a task or a precision that is not offered.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        problems = [unknown_field("the configuration", n, SECTIONS) for n in config if n not in (*SECTIONS, *LATER)]
+        problems = [unknown_field("the configuration", n, SECTIONS) for n in config if n not in SECTIONS]
         for name, section in config.items():
             if name in SECTIONS and not isinstance(section, Mapping | None):
                 problems.append(f"{name}: expected a mapping, got {section!r}")
         if problems:
             raise ValueError("\n".join(problems))
-        for name in LATER:
-            if config.get(name):
-                raise UnsupportedError(f"the section {name!r} is not supported yet; leave it out")
         self.config = {name: dict(section) for name, section in config.items() if section is not None}
-        self.model_section, self.arguments, (self.train_data, self.eval_data), self._mesh_dims = _all_of(
+        self.model_section, self.quantization, self.lora, self.arguments, data, self._mesh_dims = _all_of(
             lambda: ModelSection(**read_fields(ModelSection, self.config.get("model", {}), "model")),
+            lambda: self._optional("quantization", QuantizationSection),
+            lambda: self._optional("lora", LoraConfig),
             lambda: _arguments(self.config),
             lambda: _data(self.config.get("data", {})),
             lambda: _mesh(self.config.get("mesh", {})),
         )
+        self.train_data, self.eval_data = data
+
+    def _optional(self, name: str, section: type) -> Any:
+        """Read a section without which nothing of its kind is done; an empty one means all defaults."""
+        if name not in self.config:
+            return None
+        read = read_fields(section, self.config[name], name)
+        try:
+            return section(**read)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     @classmethod
     def from_yaml(cls, file: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
@@ -92,8 +101,11 @@ class eLargeModel:
 
     # ------------------------------------------------------------------ parts
     def build_model(self) -> Any:
-        """Load or make the model, on its mesh if there are several devices; see `ModelSection.build`."""
-        return self.model_section.build(self.build_mesh())
+        """Load or make the model, on its mesh if there are several devices, quantized and with adapters if asked for.
+
+        See `ModelSection.build`.
+        """
+        return self.model_section.build(self.build_mesh(), self.quantization, self.lora)
 
     def build_mesh(self) -> Any:
         """Return the mesh, `None` for a single device."""

@@ -9,8 +9,36 @@ from typing import Any
 
 from easydel.errors import UnsupportedError
 from easydel.hub.tokenizer import load_tokenizer
+from easydel.lora import DEFAULT, LoraConfig
+from easydel.quantization.methods import check_group_size, method_named
 
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class QuantizationSection:
+    """How the weights are quantized.
+
+    Attributes:
+        method: `"nf4"`, `"8bit"`, `"a8bit"`, `"a8q"` or `"a4q"`.
+        group_size: inputs that share a scale.
+        pattern: regular expression on module paths.
+
+    Raises:
+        ValueError: an unknown method, or a group size that is no positive integer.
+    """
+
+    method: str = "nf4"
+    group_size: int = 64
+    pattern: str = ".*"
+
+    def __post_init__(self) -> None:
+        method_named(self.method)
+        check_group_size(self.group_size)
+
+    def loading(self) -> dict[str, Any]:
+        """Return the arguments of `from_pretrained` that say the same."""
+        return {f"quantization_{each.name}": getattr(self, each.name) for each in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -61,11 +89,13 @@ class ModelSection:
         """Where the model is loaded from; `None` for a fresh one."""
         return None if self.name_or_path is None else _place(self.name_or_path)
 
-    def build(self, mesh: Any) -> Any:
-        """Load or make the model.
+    def build(self, mesh: Any, quantization: QuantizationSection | None = None, lora: LoraConfig | None = None) -> Any:
+        """Load or make the model, quantize it, give it adapters.
 
         Args:
             mesh: where its parameters lie; `None`: on a single device.
+            quantization: of its weights, of a loaded model while they are read.
+            lora: of its adapters.
 
         Raises:
             CheckpointError: it cannot be loaded.
@@ -82,8 +112,13 @@ class ModelSection:
         options = {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": nnx.Rngs(self.seed)}
         if self.source is not None:
             loading = {"mesh": mesh, "revision": self.revision, "allow_new": self.allow_new}
-            return made.from_pretrained(self.source, **loading, **options, **self.config)
-        return made(config, **options) if mesh is None else made.sharded_init(config, mesh, **options)
+            loading |= {} if quantization is None else quantization.loading()
+            model = made.from_pretrained(self.source, **loading, **options, **self.config)
+        else:
+            model = made(config, **options) if mesh is None else made.sharded_init(config, mesh, **options)
+            if quantization is not None:
+                model.quantize(quantization.method, quantization.group_size, quantization.pattern)
+        return model if lora is None else model.add_adapter(DEFAULT, lora, rngs=nnx.Rngs(self.seed))
 
     def _model_config(self) -> Any:
         from huggingface_hub.errors import StrictDataclassError

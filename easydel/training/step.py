@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -101,9 +101,13 @@ def make_step(
 ) -> Callable[[list[jax.Array], Batch, Any], tuple[list[jax.Array], Metrics]]:
     """Return the function of a step: the arrays of a state, a batch, its number → the new arrays, metrics."""
 
-    def update(leaves: list[jax.Array], grads: Any) -> list[jax.Array]:
-        state: EasyDeLState = jax.tree.unflatten(structure, leaves)
-        return jax.tree.leaves(state.apply_gradients(grads))
+    def update(state: EasyDeLState, grads: Any) -> tuple[Any, ...]:
+        new = state.apply_gradients(grads)
+        return new.step, new.trainable_params, new.opt_state
+
+    def keep(state: EasyDeLState, grads: Any) -> tuple[Any, ...]:
+        del grads
+        return state.step, state.trainable_params, state.opt_state
 
     def step(leaves: list[jax.Array], batch: Batch, iteration: Any) -> tuple[list[jax.Array], Metrics]:
         state: EasyDeLState = jax.tree.unflatten(structure, leaves)
@@ -112,7 +116,8 @@ def make_step(
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         # A branch, not a choice number by number: the arrays then pass through memory once, changed where they are.
-        new = jax.lax.cond(finite, update, lambda leaves, grads: leaves, leaves, grads)
+        count, params, opt_state = jax.lax.cond(finite, update, keep, state, grads)
+        new = jax.tree.leaves(replace(state.with_params(params), step=count, opt_state=opt_state))
         metrics |= {"grad_norm": norm, "is_finite": finite}
         if settings.schedule is not None:
             metrics["learning_rate"] = jnp.asarray(settings.schedule(state.step), jnp.float32)

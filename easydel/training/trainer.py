@@ -16,11 +16,13 @@ from easydel.errors import TrainingError
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.forward import check_token_range
 from easydel.infra.state_arrays import named_arrays, with_arrays
+from easydel.infra.state_base import check_base
 from easydel.infra.state_files import describe
 from easydel.training.arguments import TrainingArguments
 from easydel.training.checks import check_batch, check_run
 from easydel.training.data import Batch, DataConfig, check_batch_fits
 from easydel.training.evaluate import evaluate
+from easydel.training.finished import save_trained
 from easydel.training.interrupts import Interrupts
 from easydel.training.logs import Log, Logs, Record
 from easydel.training.logs.choose import chosen_logs
@@ -280,6 +282,7 @@ class Trainer:
             )
         state = self._step.state
         restored = checkpoints.restore(named_arrays(state))
+        check_base(restored.metadata, self._about, checkpoints.directory)
         self._source.set_state(restored.metadata["data"])
         self._tally.progress = Progress(**restored.metadata["progress"])
         self._evaluated = restored.metadata["evaluated"]
@@ -310,7 +313,5 @@ class Trainer:
         return TrainingResult(self._step.state, self.progress, reason, self._evaluated or self._last)
 
     def save_model(self, directory: str | Path) -> None:
-        """Write the model (and the tokenizer) in the Hugging Face layout."""
-        self._step.state.model.save_pretrained(directory)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(directory)
+        """Write the model (and the tokenizer) in the Hugging Face layout; adapters are merged into it."""
+        save_trained(self._step.state.model, Path(directory), self.tokenizer)

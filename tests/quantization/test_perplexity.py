@@ -53,7 +53,7 @@ def test_perplexity_of_the_embedded_model(windows):
 
 @pytest.mark.slow
 def test_int8_keys_and_values_cost_next_to_nothing(windows):
-    """All but the first token of a window attend through the cache; seen: -0.01 %, and 94.8 % of greedy tokens equal."""
+    """All but the first token of a window attend through the cache; seen: -0.01 %, 94.8 % of greedy tokens equal."""
     model = load()
     forward = model.pure_transform_fn()
 

@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 from easydel.calls import refuse_shapes
+from easydel.lora.trees import refuse_unfolded
 from easydel.paths import named_variables
 
 if TYPE_CHECKING:
@@ -141,11 +142,13 @@ class EasyBridgeMixin:
 
         Raises:
             CheckpointError: the path is a file, or the disk too full; nothing is changed then.
+            ValueError: the model has adapters that are not folded into its weights.
         """
         from easydel.hub.save import save_module
         from easydel.infra.pretrained import rendered_files
 
         refuse_shapes(self, "save_pretrained")  # type: ignore[arg-type]
+        refuse_unfolded(self, "save_pretrained")  # type: ignore[arg-type]
         source = getattr(self.config, "source_directory", None)
         save_module(
             self,  # type: ignore[arg-type]
@@ -211,8 +214,10 @@ class EasyBridgeMixin:
 
         Raises:
             UnsupportedError: torch is not installed.
+            ValueError: the model has adapters that are not folded into its weights.
         """
         from easydel.hub.torch import to_torch
 
         refuse_shapes(self, "to_torch")  # type: ignore[arg-type]
+        refuse_unfolded(self, "to_torch")  # type: ignore[arg-type]
         return to_torch(self)  # type: ignore[arg-type]
