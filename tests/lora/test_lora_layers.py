@@ -79,8 +79,11 @@ def test_dora_scales_directions_by_magnitudes() -> None:
 def test_experts_and_embeddings_hold_adapted_weights() -> None:
     model = randomise(holder("experts|table", embeddings=True), scale=0.5)
     lora = model.experts.lora
-    want = wide(model.experts.kernel) + 1.5 * np.einsum("eir,ero->eio", wide(lora.a), wide(lora.b))
-    np.testing.assert_allclose(model.experts.weights(), want, rtol=0, atol=SUMS * np.abs(want).max())
+    whole = wide(model.experts.kernel) + 1.5 * np.einsum("eir,ero->eio", wide(lora.a), wide(lora.b))
+    rows, sizes = X.reshape(6, 8), np.int32([2, 0, 4])
+    want = np.einsum("ri,rio->ro", rows.astype(np.float64), whole[np.repeat(np.arange(3), sizes)])
+    got = model.experts.product(rows, sizes, mechanism="auto", precision=None)
+    np.testing.assert_allclose(got, want, rtol=0, atol=SUMS * np.abs(want).max())
     ids = jnp.asarray([[0, 1, 9], [3, 3, 2]])
     for table in (model.table, model.plain_table):
         whole = wide(table.embedding) + 1.5 * wide(table.lora.a) @ wide(table.lora.b)
