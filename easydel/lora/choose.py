@@ -147,13 +147,15 @@ def _planned(one: Chosen, config: LoraConfig) -> Planned:
         )
     if getattr(layer, "batch_axis", None):
         raise UnsupportedError(f"{where}: adapters of an nnx.LinearGeneral with batch_axis are not supported")
-    if is_experts(layer) or isinstance(layer, nnx.Embed):
-        what = "experts" if is_experts(layer) else "embeddings"
-        given = [name for name, value in (("dropout", config.dropout), ("use_dora", config.use_dora)) if value]
+    embeds = isinstance(layer, nnx.Embed)
+    dropout = 0.0 if embeds else float(config.dropout)  # of ids nothing is dropped, in PEFT neither
+    if is_experts(layer) or embeds:
+        what = "embeddings" if embeds else "experts"
+        given = [name for name, value in (("dropout", dropout), ("use_dora", config.use_dora)) if value]
         if given:
             raise UnsupportedError(
                 f"{where}: {', '.join(given)} is not supported for adapters of {what}; leave these out by the "
                 "lora_pattern"
             )
     scales = tuple(config.scale_of(path) for path in one.paths)
-    return Planned(one, AdapterSpec(config.rank_of(where), float(config.dropout), config.use_dora), scales)
+    return Planned(one, AdapterSpec(config.rank_of(where), dropout, config.use_dora), scales)

@@ -17,7 +17,7 @@ class LoraConfig:
         rank: of the adapters.
         alpha: `scale` is `alpha / rank`, or `alpha / sqrt(rank)`.
         pattern: regular expression on module paths; `None`: all linear layers and experts but the head.
-        dropout: rate, of the adapters' inputs in training.
+        dropout: rate, of the adapters' inputs in training; embeddings have none, their inputs are ids.
         use_rslora: scale by `alpha / sqrt(rank)` (rsLoRA, arXiv:2312.03732).
         use_dora: learn the magnitude of each output's weights apart from their direction (DoRA, arXiv:2402.09353).
         rank_pattern: regular expression on module paths → rank of those layers, the first that is found wins.
