@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
 from easydel.calls import refuse_shapes
 from easydel.infra import adapting
 from easydel.infra.registry import TaskType
@@ -49,7 +51,8 @@ def load(module: Any, source: str | os.PathLike[str], name: str, **options: Any)
     untied, new = (None, ()) if untying is None else (untying.built, tuple(untying.new))
     loaded = load_adapter(files, module, Names.of(module, adapting.heads_of(module), untied, new))
     warn_of_base(files, *base_of(module))
-    adapting.add(module, name, loaded.config, arrays=loaded.arrays, saved=loaded.saved)
+    arrays = {path: {n: jnp.asarray(x) for n, x in given.items()} for path, given in loaded.arrays.items()}
+    adapting.add(module, name, loaded.config, arrays=arrays, saved=loaded.saved)
 
 
 def base_of(module: Any) -> tuple[str | None, str | None]:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -113,7 +112,7 @@ def put_adapter(
     fresh = new_arrays(plan, key)
     if arrays is not None:
         _check_arrays(arrays, fresh)
-        fresh = {path: {n: jnp.asarray(x) for n, x in given.items()} for path, given in arrays.items()}
+        fresh = {path: dict(given) for path, given in arrays.items()}
     specs = {planned.chosen.path: planned.spec for planned in plan}
     variables = chosen_variables(module, config.modules_to_save if config is not None else ())
     new = dict(saved or {})

@@ -66,7 +66,7 @@ def load_adapter(files: AdapterFiles, module: Any, names: Names) -> LoadedAdapte
             ranks[path], alphas[path] = config.rank_of(name), config.alpha_of(name)
     made = _config_of(config, match, ranks, alphas)
     for path, arrays in layers.items():
-        arrays["scale"] = np.float32(made.scale_of(path))
+        arrays["scale"] = np.asarray(made.scale_of(path), np.float32)
     saved: dict[str, np.ndarray] = {}
     for link in match.saved:
         held = [match.table[name].read() for name in link.sources]

@@ -11,8 +11,8 @@ from easydel.infra.adapter_files import base_of
 def save_trained(model: Any, directory: Path, tokenizer: Any = None) -> None:
     """Write a trained model and its tokenizer; of a model with adapters, these alone, as PEFT does.
 
-    If the adapters' base was loaded from nowhere, it would be lost: then they are folded into it, and the whole model is
-    written.
+    If the adapters' base was loaded from nowhere, it would be lost: then they are folded into it, and the whole model
+    is written.
 
     Args:
         model: the model; it may be used up: of one with adapters, these may be gone from it afterwards.
