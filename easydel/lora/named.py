@@ -158,6 +158,7 @@ def set_adapter(module: nnx.Module, name: str) -> None:
     else:
         remove(module)
         install(_layers_at(module, new.arrays), new.arrays, new.specs, jax.random.key(0))
+        shelf.layers = {}  # others carry it now
     del shelf.others[name]
     shelf.others[shelf.active] = old
     shelf.active, shelf.config = name, new.config
