@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from easydel import DataConfig, LossConfig, TrainingArguments
+from easydel import DataConfig, LoraConfig, LossConfig, TrainingArguments
 from easydel.training.elarge import ARGUMENTS
-from easydel.training.model_section import ModelSection
+from easydel.training.model_section import ModelSection, QuantizationSection
 
 PAGE = Path(__file__).parents[2] / "docs" / "elarge_model.md"
 MARKED = re.compile(r"<!-- fields: (?P<section>\w+) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
@@ -47,7 +47,14 @@ def tables() -> dict[str, str]:
     """Return the table of each section."""
     elsewhere = {field for names in ARGUMENTS.values() for field in names.values()} | {"loss_config"}
     made = {name: table(TrainingArguments, names) for name, names in ARGUMENTS.items()}
-    for section, cls in (("model", ModelSection), ("data", DataConfig), ("loss", LossConfig)):
+    sections = {
+        "model": ModelSection,
+        "quantization": QuantizationSection,
+        "lora": LoraConfig,
+        "data": DataConfig,
+        "loss": LossConfig,
+    }
+    for section, cls in sections.items():
         made[section] = table(cls, {field.name: field.name for field in dataclasses.fields(cls)})
     rest = [field.name for field in dataclasses.fields(TrainingArguments) if field.name not in elsewhere]
     return made | {"training": table(TrainingArguments, {name: name for name in rest})}

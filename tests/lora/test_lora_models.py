@@ -21,8 +21,22 @@ from tests.quantization.tiny import LLAMA, llama, logits
 
 Q_AND_V = ".*q_proj.*|.*v_proj.*"
 SAME = 1e-6  # sums of 64 products, arranged otherwise: 3e-7 were seen
-FORMS = pytest.mark.parametrize("scan", [False, True], ids=["list", "scan"])
-METHODS = pytest.mark.parametrize("method", [None, "nf4", "8bit", "a8q"])
+SLOW_SCAN = pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["list", "scan"])
+EVERY = pytest.mark.parametrize(
+    ("method", "scan"),
+    [(None, False), ("nf4", True)]
+    + [
+        pytest.param(method, scan, marks=pytest.mark.slow)
+        for method, scan in (
+            (None, True),
+            ("nf4", False),
+            ("8bit", False),
+            ("8bit", True),
+            ("a8q", False),
+            ("a4q", True),
+        )
+    ],
+)
 
 
 def adapted(pattern: str | None = Q_AND_V, method: str | None = None, scan: bool = False, **options: Any) -> Any:
@@ -32,8 +46,7 @@ def adapted(pattern: str | None = Q_AND_V, method: str | None = None, scan: bool
     return model.apply_lora_to_layers(8, 16, pattern, **options)
 
 
-@FORMS
-@METHODS
+@EVERY
 def test_step_zero_is_exact_and_splitting_changes_nothing(method: str | None, scan: bool) -> None:
     model = llama(scan_layers=scan)
     if method:
@@ -82,7 +95,7 @@ def test_the_default_pattern_is_every_linear_layer_but_the_head() -> None:
     }
 
 
-@FORMS
+@SLOW_SCAN
 def test_merged_is_unmerged_and_the_base_comes_back_bit_by_bit(scan: bool) -> None:
     for options in ({}, {"use_dora": True}):
         model = randomise(adapted(None, scan=scan, **options))
@@ -115,7 +128,7 @@ def test_merged_is_unmerged_and_the_base_comes_back_bit_by_bit(scan: bool) -> No
             model.merge_and_unload()
 
 
-@FORMS
+@SLOW_SCAN
 def test_folding_into_quantized_weights_says_what_it_cost(scan: bool) -> None:
     model = randomise(adapted(method="nf4", scan=scan))
     before = arrays_of(model)

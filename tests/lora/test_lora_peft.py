@@ -19,7 +19,14 @@ from tests.models.pairs import Jitted, close
 FORWARD = 1e-5  # float32 in two libraries; the bar
 GRADIENTS = 1e-4
 WEIGHTS = 1e-6
-CASES = [(family, way) for family in TARGETS for way in ("lora", "dora")] + [("llama", "rslora")]
+CASES = [
+    *((family, "lora") for family in TARGETS),
+    ("llama", "dora"),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (("qwen3", "dora"), ("gpt2", "dora"), ("llama", "rslora"))
+    ),
+]
 OPTIONS = {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True}}
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"

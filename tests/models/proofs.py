@@ -51,6 +51,9 @@ PROOFS = {
     "scan": Proof("layers under a scan compute what layers one by one compute, from the same files", "main"),
     "scan_cache": Proof("layers under a scan keep and generate what layers one by one do", "main", _WRITES),
     "dropout": Proof("dropout is active in training only, and drawn from the keys given", "main"),
+    "lora_identity": Proof("adapters that are not trained yet change no bit of the logits", "main"),
+    "lora_merged": Proof("adapters folded into the weights compute what they compute apart", "main"),
+    "lora_sharding": Proof("adapters on eight devices compute what they compute on one", "main"),
     "mask_width": Proof("a cached run takes a mask of the whole sequence so far", "main", _WRITES),
     "gaps": Proof("masked tokens in the middle of a cached run leave the others as they are", "main", _WRITES),
     "end_of_text": Proof("rows end at the tokens transformers ends them at", "main", _WRITES),
@@ -65,6 +68,7 @@ SECTIONS = {
     "Training": ("gradients", "padding_token", "remat", "dropout", "fresh"),
     "Caches and generation": ("cache", "mask_width", "gaps", "generate", "end_of_text", "right_padding"),
     "Layers under a scan": ("scan", "scan_cache"),
+    "Adapters": ("lora_identity", "lora_merged", "lora_sharding"),
     "Weights and devices": ("to_torch", "files", "bfloat16", "sharding"),
     "Config and options": ("fields", "refused", "mechanisms", "sdpa"),
 }  # fmt: skip

@@ -60,8 +60,8 @@ def described(**sections):
         ({"data": {"eval": {"path": "a", "sequence_length": 1}}}, "data.eval: sequence_length must be at least 2"),
         ({"mesh": {"pp": 2}}, "mesh has no field 'pp'"),
         ({"mesh": {"tp": "2"}}, "mesh.tp: expected a number of devices"),
-        ({"lora": {"rank": 8}}, "the section 'lora' is not supported yet"),
-        ({"quantization": {"method": "nf4"}}, "the section 'quantization' is not supported yet"),
+        ({"lora": {"rank": "x"}}, "lora.rank: expected int, got 'x'"),
+        ({"quantization": {"methd": "nf4"}}, "quantization has no field 'methd'; did you mean 'method'"),
         (
             {"loss": {}, "training": {"output_dir": "o", "loss_config": {}}},
             "loss and training.loss_config say the same",
@@ -88,7 +88,7 @@ def test_each_section_reaches_its_settings():
             data={"sequence_length": 32, "train": ["a.txt", "b.txt"], "eval": {"path": "c.txt", "packing": False}},
             mesh={"tp": 2, "fsdp": -1},
             lora=None,
-            quantization={},
+            quantization=None,
         )
     )
     arguments = made.arguments
@@ -116,7 +116,7 @@ def test_a_file_and_what_is_set_beside_it(tmp_path):
     with pytest.raises(ValueError, match=r"model\.name_or_path\.x: name_or_path is no section but 'stdlib-4m'"):
         eLargeModel.from_yaml(file, {"model.name_or_path.x": 1})
     file.write_text("- a\n")
-    with pytest.raises(ValueError, match=r"run\.yaml: expected a mapping of sections \(model, mesh, "):
+    with pytest.raises(ValueError, match=r"run\.yaml: expected a mapping of sections \(model, quantization, "):
         eLargeModel.from_yaml(file)
 
 
