@@ -13,6 +13,7 @@ from easydel.infra import adapting
 from easydel.infra.registry import TaskType
 from easydel.infra.untying import Untying
 from easydel.lora.named import check_new
+from easydel.paths import named_modules
 
 PEFT_TASKS = {
     TaskType.CAUSAL_LM: "CAUSAL_LM",
@@ -49,10 +50,18 @@ def load(module: Any, source: str | os.PathLike[str], name: str, **options: Any)
     files = read_adapter(source, **options)
     untying = Untying.of(module)
     untied, new = (None, ()) if untying is None else (untying.built, tuple(untying.new))
-    loaded = load_adapter(files, module, Names.of(module, adapting.heads_of(module), untied, new))
+    loaded = load_adapter(files, module, Names.of(module, _left_out(module), untied, new))
     warn_of_base(files, *base_of(module))
     arrays = {path: {n: jnp.asarray(x) for n, x in given.items()} for path, given in loaded.arrays.items()}
     adapting.add(module, name, loaded.config, arrays=arrays, saved=loaded.saved)
+
+
+def _left_out(module: Any) -> list[str]:
+    """Return the paths that PEFT's `"all-linear"` leaves out: the head over the vocabulary, else a classifier's."""
+    head = adapting.vocabulary_head(module)
+    if head is not None:
+        return [path for path, layer in named_modules(module).items() if layer is head]
+    return adapting.heads_of(module) if module.model_task == TaskType.SEQUENCE_CLASSIFICATION else []
 
 
 def base_of(module: Any) -> tuple[str | None, str | None]:

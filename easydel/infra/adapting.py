@@ -95,11 +95,12 @@ def heads_of(module: Any) -> list[str]:
     modules = named_modules(module)
     if isinstance(getattr(module, prefix, None) if prefix else None, nnx.Module):
         return sorted({path.split("/")[0] for path in modules} - {"", prefix})
-    head = _lm_head(module)
+    head = vocabulary_head(module)
     return [path for path, layer in modules.items() if layer is head and not isinstance(layer, nnx.Embed)]
 
 
-def _lm_head(module: Any) -> nnx.Module | None:
+def vocabulary_head(module: Any) -> nnx.Module | None:
+    """Return the layer that makes logits over the vocabulary, a tied embedding too; `None` if there is none."""
     has_vocabulary = hasattr(text_config(module.config), "vocab_size")
     return parts.lm_head(module) if has_vocabulary else None
 
@@ -113,7 +114,7 @@ def _plan(module: Any, config: LoraConfig) -> list[Planned]:
         *adapted,
         *(path for path, layer in modules.items() if isinstance(layer, nnx.Embed) and is_inside(path, whole)),
     ]
-    head = _lm_head(module) if tied else None
+    head = vocabulary_head(module) if tied else None
     if shared := [path for path in tied if modules[path] is head]:
         raise UnsupportedError(
             f"{shared[0]} is the model's head, too, and {type(module).__name__} builds no head of its own for "

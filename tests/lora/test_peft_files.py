@@ -70,17 +70,36 @@ def both_ways(tmp_path: Any, family: str, variant: str, **options: Any) -> Any:
     return ours
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = ("llama", "gpt2", "qwen3", "mixtral", "t5")  # one of each kind; the others run with the slow tests
+SLOW = ("layers", "excluded", "head", "tied", "tied head", "fused, whole", "experts, down")
+
+
+def quick(names: Any, slow: Any) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
+@pytest.mark.parametrize("family", quick(FAMILIES, FAMILIES.keys() - {*QUICK}))
 def test_every_family_takes_and_gives_them(family: str, tmp_path: Any) -> None:
     task = {"causal-lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}.get(FAMILIES[family].main_task)
     targets = TARGETS.get(family, "all-linear")
     both_ways(tmp_path, family, "", target_modules=targets, task_type=task, fan_in_fan_out=family == "gpt2")
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", quick(OPTIONS, SLOW))
 def test_every_option_is_read_and_written(name: str, tmp_path: Any) -> None:
     family, variant, options = OPTIONS[name]
     both_ways(tmp_path, family, variant, **options)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_all_linear_means_what_it_means_to_peft(family: str, tmp_path: Any) -> None:
+    """PEFT writes the names that it found; the word itself stands in configs written by hand."""
+    case = pair(family, FAMILIES[family].main.name)
+    theirs = peft_of(case, target_modules="all-linear", fan_in_fan_out=family == "gpt2")
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": "all-linear"}))
+    loaded(case, tmp_path)  # raises for any layer too many, or too few
 
 
 def test_the_files_say_what_peft_s_say(tmp_path: Any) -> None:
