@@ -17,6 +17,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+lora_app = typer.Typer(
+    help="LoRA adapters in PEFT's files: what one is, and folding it into its base.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(lora_app, name="lora")
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -188,3 +195,44 @@ def plan_step(
             sequence_length=sequence_length, dtype=dtype, param_dtype=param_dtype, optimizer=optimizer, remat=remat,
             scan_layers=scan_layers, cache_length=cache_length,
         )  # fmt: skip
+
+
+@lora_app.command(name="merge")
+def merge_adapter(
+    context: typer.Context,
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Folder or Hub id of the model it was trained on.")],
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder or Hub id of the adapter.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", file_okay=False, help="Folder for the merged model.")],
+    weight: Annotated[float, typer.Option(help="What the adapter is multiplied by.")] = 1.0,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADAPTER=WEIGHT", help="Another adapter, added with this weight; may be repeated."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Store in float32, bfloat16 or float16 [default: as the base is stored].")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the base on the Hub.")] = None,
+    adapter_revision: Annotated[str | None, typer.Option(help="Likewise, of the adapter.")] = None,
+) -> None:
+    """Fold adapters into their base, on the CPU, and write a model that transformers loads."""
+    with _one_line_errors(context):
+        from easydel.cli.lora import run_merge
+
+        run_merge(
+            base, adapter, out, weight=weight, also=also or [], dtype=dtype, revision=revision,
+            adapter_revision=adapter_revision,
+        )  # fmt: skip
+
+
+@lora_app.command(name="info")
+def adapter_info(
+    context: typer.Context,
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder or Hub id of an adapter.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show what an adapter is: rank, alpha, layers, parameters, base; weights are not read."""
+    with _one_line_errors(context):
+        from easydel.cli.lora import run_info
+
+        run_info(adapter, revision=revision, as_json=as_json)

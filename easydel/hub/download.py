@@ -37,6 +37,21 @@ def download_snapshot(name: str, subfolder: str, **options: Any) -> Path:
     return directory
 
 
+def download_adapter(name: str, subfolder: str, **options: Any) -> Path:
+    """Return the local directory of the PEFT adapter `name` (and `subfolder`).
+
+    Raises:
+        CheckpointError: as `download_snapshot`.
+    """
+    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+    small = [f"{prefix}adapter_config.json", f"{prefix}adapter_model.safetensors"]
+    root = _fetch(name, small, options)
+    directory = root / subfolder if subfolder else root
+    if not (directory / "adapter_model.safetensors").is_file():
+        _fetch(name, [f"{prefix}adapter_model.bin"], {**options, "revision": root.name})
+    return directory
+
+
 def _fetch(name: str, patterns: Sequence[str], options: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

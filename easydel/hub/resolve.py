@@ -34,6 +34,7 @@ def resolve_checkpoint(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
+    adapter: bool = False,
 ) -> Path:
     """Return the directory that holds a checkpoint: a local one, or a Hub snapshot downloaded as far as needed.
 
@@ -47,6 +48,7 @@ def resolve_checkpoint(
         cache_dir: where snapshots are kept; `None` is the Hub's usual place.
         local_files_only: never use the network.
         force_download: fetch again what is cached.
+        adapter: of a Hub repository fetch the files of a PEFT adapter, no model's.
 
     Raises:
         CheckpointError: nothing there, a file where a directory should be, or the Hub refused; the cure is named.
@@ -66,9 +68,10 @@ def resolve_checkpoint(
     elif name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise CheckpointError(f"{local}: no such directory (and not a Hub id, which looks like 'org/name')")
     else:
-        from easydel.hub.download import download_snapshot
+        from easydel.hub.download import download_adapter, download_snapshot
 
-        directory = download_snapshot(
+        download = download_adapter if adapter else download_snapshot
+        directory = download(
             name, subfolder or "", revision=revision, token=token, cache_dir=cache_dir,
             local_files_only=local_files_only, force_download=force_download,
         )  # fmt: skip

@@ -74,7 +74,7 @@ def save_module(
     tensors, variables = _tensors(module), stored_variables(module)
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory}: is a file; give a directory to save into")
-    made = _make_directory(directory)
+    made = make_directory(directory)
     try:
         with locked(directory):
             recover_all(directory)
@@ -101,7 +101,7 @@ def save_module(
                 folder.rmdir()  # only if nothing was saved into it
 
 
-def _make_directory(directory: Path) -> list[Path]:
+def make_directory(directory: Path) -> list[Path]:
     """Make a directory and return those that were made for it, innermost first."""
     made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     try:

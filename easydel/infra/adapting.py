@@ -18,6 +18,7 @@ from easydel.lora import Adapter, LoraConfig, adapted_layers, combined, get_adap
 from easydel.lora.adapters import Arrays
 from easydel.lora.choose import Planned, is_adaptable
 from easydel.lora.named import check_usable
+from easydel.lora.saved import is_inside, saved_modules
 from easydel.paths import matching, named_modules
 
 
@@ -37,6 +38,7 @@ def add(
     config: LoraConfig,
     rngs: nnx.Rngs | None = None,
     arrays: Mapping[str, Arrays] | None = None,
+    saved: Mapping[str, Any] | None = None,
 ) -> None:
     """Give a model an adapter, untying embedding and head if it parts them; see `EasyDeLBaseModule.add_adapter`.
 
@@ -46,6 +48,7 @@ def add(
         config: of it.
         rngs: for its initial numbers and dropout, `nnx.Rngs(0)` if `None`.
         arrays: path of each layer, as it is stored → arrays (`easydel.lora.adapters`); `None`: new ones.
+        saved: stored path → array of parameters of `modules_to_save`; `None`: those of the model.
     """
     if not isinstance(config, LoraConfig):
         raise TypeError(f"expected a LoraConfig, got {type(config).__name__}")
@@ -58,7 +61,7 @@ def add(
     if untying is not None:
         untying.install()
     try:
-        put_adapter(module, name, _plan(module, config), key, arrays, config)
+        put_adapter(module, name, _plan(module, config), key, arrays, config, saved)
     except BaseException:
         if untying is not None:
             untying.undo()
@@ -92,21 +95,29 @@ def heads_of(module: Any) -> list[str]:
     modules = named_modules(module)
     if isinstance(getattr(module, prefix, None) if prefix else None, nnx.Module):
         return sorted({path.split("/")[0] for path in modules} - {"", prefix})
-    head = _lm_head(module)
+    head = vocabulary_head(module)
     return [path for path, layer in modules.items() if layer is head and not isinstance(layer, nnx.Embed)]
 
 
-def _lm_head(module: Any) -> nnx.Module | None:
+def vocabulary_head(module: Any) -> nnx.Module | None:
+    """Return the layer that makes logits over the vocabulary, a tied embedding too; `None` if there is none."""
     has_vocabulary = hasattr(text_config(module.config), "vocab_size")
     return parts.lm_head(module) if has_vocabulary else None
 
 
 def _plan(module: Any, config: LoraConfig) -> list[Planned]:
     plan = planned(module, config, heads_of(module) if config.pattern is None else ())
-    tied = [one.chosen.paths[0] for one in plan if isinstance(one.chosen.layer, nnx.Embed)]
-    if tied and named_modules(module)[tied[0]] is _lm_head(module):
+    whole = saved_modules(module, config.modules_to_save)
+    adapted = [one.chosen.paths[0] for one in plan if isinstance(one.chosen.layer, nnx.Embed)]
+    modules = named_modules(module) if adapted or whole else {}
+    tied = [
+        *adapted,
+        *(path for path, layer in modules.items() if isinstance(layer, nnx.Embed) and is_inside(path, whole)),
+    ]
+    head = vocabulary_head(module) if tied else None
+    if shared := [path for path in tied if modules[path] is head]:
         raise UnsupportedError(
-            f"{tied[0]} is the model's head, too, and {type(module).__name__} builds no head of its own for "
+            f"{shared[0]} is the model's head, too, and {type(module).__name__} builds no head of its own for "
             "tie_word_embeddings=False: an adapter of it is not supported"
         )
     return plan
@@ -114,7 +125,7 @@ def _plan(module: Any, config: LoraConfig) -> list[Planned]:
 
 def _untying(module: Any, config: LoraConfig) -> Untying | None:
     """Return how embedding and head are untied, if the config chooses either; `None` if nothing is to be untied."""
-    if config.pattern is None and not config.embeddings:
+    if config.pattern is None and not config.embeddings and not config.modules_to_save:
         return None
     untying = Untying.of(module)
     if untying is None:
@@ -122,10 +133,15 @@ def _untying(module: Any, config: LoraConfig) -> Untying | None:
     heads = [path for path, layer in untying.new.items() if is_adaptable(layer)]
     embeddings = [path for path, layer in named_modules(module).items() if layer is module.get_embedding()]
     wanted = [*heads, *(embeddings if config.embeddings else ())]
+    if any(_is_meant(pattern, [*untying.new, *embeddings]) for pattern in config.modules_to_save):
+        return untying
     if config.pattern is None:  # all embeddings, the head is left out
         return untying if config.embeddings else None
+    return untying if _is_meant(config.pattern, wanted) else None
+
+
+def _is_meant(pattern: str, paths: Sequence[str]) -> bool:
     try:
-        matching(config.pattern, wanted)
-    except ValueError:  # neither is meant
-        return None
-    return untying
+        return bool(matching(pattern, paths))
+    except ValueError:
+        return False

@@ -18,7 +18,7 @@ from easydel.infra.functional import bind
 from easydel.infra.state_arrays import everywhere, init_optimizer, move_state
 from easydel.infra.trainable import Patterns, TrainableSummary, choose, frozen_with_adapters, summarize
 from easydel.infra.views import param_arrays
-from easydel.lora import adapted_layers, lora_paths
+from easydel.lora import adapted_layers, learned_paths
 from easydel.lora.named import check_usable
 from easydel.paths import flatten, nest, split
 from easydel.sharding import PartitionRules
@@ -77,7 +77,7 @@ class EasyDeLState:
         graphdef, _, other = split(model)
         arrays = param_arrays(model)
         check_usable(adapted_layers(model), "a training state")
-        kept = frozen_with_adapters(list(arrays), lora_paths(model), trainable, frozen)
+        kept = frozen_with_adapters(list(arrays), learned_paths(model), trainable, frozen)
         params = nest(arrays)
         opt_state = init_optimizer(tx.init, choose(params, kept, inside=False))
         step = jnp.zeros((), jnp.int32, device=everywhere(params))

@@ -12,7 +12,6 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from easydel.lora import adapted_layers, adapter_spec, lora_paths
-from easydel.lora.layer import PARAMETERS
 from easydel.lora.weights import weight_name, weight_shape
 from easydel.paths import flatten, named_variables, nest, plain_arrays, to_state
 from easydel.quantization import QuantizedWeight, quantized_layers
@@ -94,11 +93,11 @@ def lora_matches(module: Any, rules: PartitionRules) -> dict[str, tuple[str, Rul
     """
     layers = {f"{path}/{weight_name(layer)}": layer for path, layer in adapted_layers(module).items()}
     weights = {path: _kernel_shape(path, layer) for path, layer in layers.items()}
-    found = {}
+    found, own = {}, lora_paths(module)
     for path, match in find_matches(rules, weights).items():
         layer, prefix = layers[path], path.rpartition("/")[0]
         for name in layer.lora.variables():
-            if name in PARAMETERS:
+            if f"{prefix}/lora/{name}" in own:  # one that layers share follows the first of them
                 spec = adapter_spec(layer, name, layer_of(match.spec, 0) if match.is_stack else match.spec)
                 spec = PartitionSpec(None, *spec) if match.is_stack else spec
                 found[f"{prefix}/lora/{name}"] = path, replace(match, spec=spec)

@@ -17,7 +17,7 @@ from easydel.lora.named import (
     put_adapter,
     set_adapter,
 )
-from easydel.lora.trees import lora_paths
+from easydel.lora.trees import learned_paths, lora_paths
 
 __all__ = [
     "DEFAULT",
@@ -38,6 +38,7 @@ __all__ = [
     "fold_report",
     "get_adapter",
     "is_adapted",
+    "learned_paths",
     "lora_paths",
     "planned",
     "put_adapter",

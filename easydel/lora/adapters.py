@@ -52,6 +52,9 @@ def new_arrays(plan: Sequence[Planned], key: jax.Array) -> dict[str, dict[str, j
         if spec.dora:
             arrays["magnitude"] = _norms(one.layer)
         made[one.path] = arrays
+    for planned in plan:
+        if planned.spec.shares is not None:
+            made[planned.chosen.path]["a"] = made[planned.spec.shares]["a"]
     return made
 
 
@@ -95,6 +98,9 @@ def install(
         attach(layer, adapter)
         for name, variable in named_variables(adapter, by_layer=False).items():
             variable.set_value(placed(layer, name, variable.get_value(), stack is not None))
+    for path in arrays:
+        if (first := specs[path].shares) is not None:
+            layers[path].lora.a = layers[first].lora.a
 
 
 def _dropout(rate: float, key: jax.Array, stack: int | None) -> nnx.Dropout:

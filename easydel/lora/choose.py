@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flax import nnx
@@ -15,8 +15,9 @@ from easydel.layers.linear import Linear
 from easydel.layers.moe.experts import ExpertLinear
 from easydel.lora.config import LoraConfig
 from easydel.lora.layer import AdapterSpec, plain_class
+from easydel.lora.saved import is_inside, saved_modules
 from easydel.lora.weights import is_experts
-from easydel.paths import matching, named_modules
+from easydel.paths import matching, named_modules, natural
 from easydel.quantization.choose import Chosen, matching_layers, unshared_layers
 from easydel.quantization.linear import QuantizedExpertLinear, QuantizedLinear
 
@@ -71,8 +72,11 @@ def planned(module: nnx.Module, config: LoraConfig, heads: Collection[str] = ())
         UnsupportedError: an adapter that there is not, such as one with dropout for experts.
     """
     there = candidates(module, embeddings=config.embeddings)
+    if config.modules_to_save:  # what is trained whole has no adapters
+        whole = saved_modules(module, config.modules_to_save)
+        there = [one for one in there if not is_inside(one.paths[0], whole)]
     if config.pattern is None:
-        chosen = [one for one in there if not _is_inside(one.paths[0], heads)]
+        chosen = [one for one in there if not is_inside(one.paths[0], heads)]
         if not chosen:
             raise ValueError("the module has no linear layer besides its head; choose layers by a lora_pattern")
     else:
@@ -84,11 +88,30 @@ def planned(module: nnx.Module, config: LoraConfig, heads: Collection[str] = ())
                 matching(pattern, paths, what="adapted layer")
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-    return [_planned(one, config) for one in chosen]
+    plan = [_planned(one, config) for one in chosen]
+    return _sharing(module, plan) if config.fused else plan
 
 
-def _is_inside(path: str, heads: Collection[str]) -> bool:
-    return any(path == head or path.startswith(f"{head}/") for head in heads)
+def _sharing(module: nnx.Module, plan: Sequence[Planned]) -> list[Planned]:
+    """Return a plan in which layers that are one in Hugging Face's files share one `A`."""
+    from easydel.lora.peft_names import sharing_layers
+
+    by_path = {path: one for one in plan for path in one.chosen.paths}
+    first: dict[str, str] = {}
+    for group in sharing_layers(module):
+        held = [by_path[path] for path in group if path in by_path]
+        if not held:
+            continue
+        if len(held) < len(group):
+            missed = next(path for path in group if path not in by_path)
+            raise ValueError(
+                f"fused=True: {', '.join(group)} are one layer in Hugging Face's files, but the lora_pattern leaves "
+                f"out {missed}"
+            )
+        if len({one.spec.rank for one in held}) > 1:
+            raise ValueError(f"fused=True: {', '.join(group)} share one A, but their ranks differ")
+        first |= dict.fromkeys((one.chosen.path for one in held), min((one.chosen.path for one in held), key=natural))
+    return [replace(one, spec=replace(one.spec, shares=first.get(one.chosen.path))) for one in plan]
 
 
 def _matched(module: nnx.Module, there: Sequence[Chosen], config: LoraConfig) -> list[Chosen]:
@@ -124,13 +147,15 @@ def _planned(one: Chosen, config: LoraConfig) -> Planned:
         )
     if getattr(layer, "batch_axis", None):
         raise UnsupportedError(f"{where}: adapters of an nnx.LinearGeneral with batch_axis are not supported")
-    if is_experts(layer) or isinstance(layer, nnx.Embed):
-        what = "experts" if is_experts(layer) else "embeddings"
-        given = [name for name, value in (("dropout", config.dropout), ("use_dora", config.use_dora)) if value]
+    embeds = isinstance(layer, nnx.Embed)
+    dropout = 0.0 if embeds else float(config.dropout)  # of ids nothing is dropped, in PEFT neither
+    if is_experts(layer) or embeds:
+        what = "embeddings" if embeds else "experts"
+        given = [name for name, value in (("dropout", dropout), ("use_dora", config.use_dora)) if value]
         if given:
             raise UnsupportedError(
                 f"{where}: {', '.join(given)} is not supported for adapters of {what}; leave these out by the "
                 "lora_pattern"
             )
     scales = tuple(config.scale_of(path) for path in one.paths)
-    return Planned(one, AdapterSpec(config.rank_of(where), float(config.dropout), config.use_dora), scales)
+    return Planned(one, AdapterSpec(config.rank_of(where), dropout, config.use_dora), scales)

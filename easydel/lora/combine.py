@@ -47,6 +47,8 @@ def combined(
         raise ValueError(f"svd_rank={rank!r}: expected a positive integer, and only with combination_type='svd'")
     if dora := [name for name in names if any(spec.dora for spec in adapters[name].specs.values())]:
         raise UnsupportedError(f"combining adapters with DoRA ({', '.join(dora)}) is not supported")
+    if saved := [name for name in names if adapters[name].saved]:
+        raise UnsupportedError(f"combining adapters with modules_to_save ({', '.join(saved)}) is not supported")
     paths = dict.fromkeys(path for adapter in adapters.values() for path in adapter.specs)
     if combination_type == "linear":
         _check_ranks(adapters)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -17,12 +17,15 @@ class LoraConfig:
         rank: of the adapters.
         alpha: `scale` is `alpha / rank`, or `alpha / sqrt(rank)`.
         pattern: regular expression on module paths; `None`: all linear layers and experts but the head.
-        dropout: rate, of the adapters' inputs in training.
+        dropout: rate, of the adapters' inputs in training; embeddings have none, their inputs are ids.
         use_rslora: scale by `alpha / sqrt(rank)` (rsLoRA, arXiv:2312.03732).
         use_dora: learn the magnitude of each output's weights apart from their direction (DoRA, arXiv:2402.09353).
         rank_pattern: regular expression on module paths → rank of those layers, the first that is found wins.
         alpha_pattern: likewise their alpha.
         embeddings: whether the pattern chooses embeddings, too.
+        fused: layers that are one tensor in Hugging Face's files (GPT-2's q, k and v) share one `A`, as one layer does.
+        modules_to_save: regular expressions on module paths; those modules are trained whole, and saved with the
+            adapters.
 
     Raises:
         ValueError: a rank below 1, a dropout outside of `[0, 1)`, an alpha that is no finite number, or a pattern that
@@ -38,16 +41,23 @@ class LoraConfig:
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     embeddings: bool = False
+    fused: bool = False
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_rank("lora_rank", self.rank)
         _check_alpha("lora_alpha", self.alpha)
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ValueError(f"lora_dropout={self.dropout!r}: expected a rate of at least 0 and below 1")
-        for name in ("use_rslora", "use_dora", "embeddings"):
+        for name in ("use_rslora", "use_dora", "embeddings", "fused"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected True or False")
         _check_pattern("lora_pattern", self.pattern)
+        if isinstance(self.modules_to_save, str) or not isinstance(self.modules_to_save, Sequence):
+            raise ValueError(f"modules_to_save={self.modules_to_save!r}: expected a list of regular expressions")
+        object.__setattr__(self, "modules_to_save", tuple(self.modules_to_save))
+        for each in self.modules_to_save:
+            _check_pattern("modules_to_save", each)
         checks: dict[str, Any] = {"rank_pattern": _check_rank, "alpha_pattern": _check_alpha}
         for name, check in checks.items():
             values = getattr(self, name)
@@ -73,7 +83,7 @@ class LoraConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as what `json` can write."""
-        return asdict(self)
+        return asdict(self) | {"modules_to_save": list(self.modules_to_save)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,8 @@ def described(module: nnx.Module, adapter: Adapter) -> LoraConfig:
         scales = np.asarray(adapter.arrays[path]["scale"]).reshape(-1)
         for layer, scale in zip(layer_paths(path) or [path], scales, strict=True):
             ranks[layer], alphas[layer] = spec.rank, float(scale) * spec.rank
-    rank, rank_pattern = _usual(ranks)
-    alpha, alpha_pattern = _usual(alphas)
+    rank, rank_pattern = usual(ranks)
+    alpha, alpha_pattern = usual(alphas)
     modules = named_modules(module, by_layer=False)
     return LoraConfig(
         rank=rank,
@@ -48,11 +49,19 @@ def described(module: nnx.Module, adapter: Adapter) -> LoraConfig:
         use_dora=any(spec.dora for spec in adapter.specs.values()),
         rank_pattern=rank_pattern,
         alpha_pattern=alpha_pattern,
+        fused=any(spec.shares for spec in adapter.specs.values()),
+        modules_to_save=_modules_of(adapter.saved),
         embeddings=any(isinstance(modules[path], nnx.Embed) for path in adapter.specs),
     )
 
 
-def _usual(values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _modules_of(variables: Iterable[str]) -> tuple[str, ...]:
+    """Return an expression for the path of each module that holds one of these variables."""
+    paths = (layer.rpartition("/")[0] for path in variables for layer in layer_paths(path) or [path])
+    return tuple(f"^{re.escape(path)}$" for path in dict.fromkeys(paths))
+
+
+def usual(values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return the most frequent value, and the others by an expression for their path alone."""
     usual = Counter(values.values()).most_common(1)[0][0]
     return usual, {f"^{re.escape(path)}$": value for path, value in values.items() if value != usual}

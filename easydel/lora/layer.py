@@ -35,11 +35,13 @@ class AdapterSpec:
         rank: of it.
         dropout: rate, of its input in training.
         dora: whether it learns magnitudes.
+        shares: stored path of the first of the layers that have one `A` together; `None`: it has its own.
     """
 
     rank: int
     dropout: float = 0.0
     dora: bool = False
+    shares: str | None = None
 
 
 class LoraAdapter(nnx.Module):

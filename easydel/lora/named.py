@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -21,7 +21,8 @@ from easydel.lora.adapters import Arrays, adapted_layers, install, new_arrays, p
 from easydel.lora.choose import Planned
 from easydel.lora.config import LoraConfig
 from easydel.lora.layer import AdapterSpec, is_adapted
-from easydel.paths import named_modules, nearest
+from easydel.lora.saved import check_saved, chosen_variables, exchange, mark, saved_variables, unmark, values
+from easydel.paths import named_modules, named_variables, nearest
 from easydel.stacked import layer_paths
 
 DEFAULT = "default"
@@ -35,11 +36,13 @@ class Adapter:
         specs: path of each layer, as it is stored → what its adapter is like.
         arrays: path → its arrays.
         config: that it was made from; `None`: it was made otherwise.
+        saved: path → array of the parameters that are trained whole with it, as they are stored.
     """
 
     specs: dict[str, AdapterSpec]
     arrays: Mapping[str, Arrays]
     config: LoraConfig | None = None
+    saved: Mapping[str, jax.Array] = field(default_factory=dict)
 
 
 @dataclass
@@ -48,6 +51,8 @@ class _Shelf:
     config: LoraConfig | None = None
     others: dict[str, Adapter] = field(default_factory=dict)
     layers: dict[str, Any] = field(default_factory=dict)  # those that carry the active one, when last looked for
+    saved: dict[str, nnx.Variable] = field(default_factory=dict)  # what is trained whole with the active one,
+    base: dict[str, jax.Array] = field(default_factory=dict)  # and what that is without it
 
 
 _SHELVES: weakref.WeakKeyDictionary[nnx.Module, _Shelf] = weakref.WeakKeyDictionary()
@@ -74,7 +79,7 @@ def get_adapter(module: nnx.Module, name: str | None = None) -> Adapter:
     """
     name = _known(module, active_adapter(module) if name is None else name)
     shelf = _shelf(module)
-    return _carried(_layers(module), shelf.config) if name == shelf.active else shelf.others[name]
+    return _carried(_layers(module), shelf) if name == shelf.active else shelf.others[name]
 
 
 def put_adapter(
@@ -84,6 +89,7 @@ def put_adapter(
     key: jax.Array,
     arrays: Mapping[str, Arrays] | None = None,
     config: LoraConfig | None = None,
+    saved: Mapping[str, jax.Array] | None = None,
 ) -> None:
     """Give a module another adapter: its first one is active at once, later ones lie on the shelf.
 
@@ -94,23 +100,30 @@ def put_adapter(
         key: of initial numbers and dropout.
         arrays: path of each layer, as it is stored → arrays; `None`: new ones, which change nothing yet.
         config: that the plan was made from.
+        saved: stored path → array of the parameters that the config's `modules_to_save` has trained whole, where they
+            begin otherwise than those of the module.
 
     Raises:
         ValueError: there is an adapter of this name, the adapters are merged, or arrays of other shapes.
     """
     carried = _layers(module)
     check_usable(carried, "another adapter")
-    _check_new(module, name)
+    check_new(module, name)
     fresh = new_arrays(plan, key)
     if arrays is not None:
         _check_arrays(arrays, fresh)
-        fresh = {path: dict(values) for path, values in arrays.items()}
+        fresh = {path: dict(given) for path, given in arrays.items()}
     specs = {planned.chosen.path: planned.spec for planned in plan}
+    variables = chosen_variables(module, config.modules_to_save if config is not None else ())
+    new = dict(saved or {})
+    check_saved(new, variables)
     if carried:
-        shelve(module, name, Adapter(specs, dict(fresh), config))
+        own = _shelf(module).base
+        begin = {path: own.get(path, variable.get_value()) for path, variable in variables.items()}
+        shelve(module, name, Adapter(specs, dict(fresh), config, begin | new))
         return
     install({planned.chosen.path: planned.chosen.layer for planned in plan}, fresh, specs, key)
-    _SHELVES[module] = _Shelf(name, config)
+    _SHELVES[module] = _Shelf(name, config, saved=variables, base=mark(variables, new))
 
 
 def shelve(module: nnx.Module, name: str, adapter: Adapter) -> None:
@@ -119,10 +132,10 @@ def shelve(module: nnx.Module, name: str, adapter: Adapter) -> None:
     Raises:
         ValueError: there is an adapter of this name.
     """
-    _check_new(module, name)
+    check_new(module, name)
     layers = _layers_at(module, adapter.specs)
     arrays = {path: _all_placed(layers[path], path, values) for path, values in adapter.arrays.items()}
-    _shelf(module).others[name] = Adapter(adapter.specs, arrays, adapter.config)
+    _shelf(module).others[name] = replace(adapter, arrays=arrays)
 
 
 def set_adapter(module: nnx.Module, name: str) -> None:
@@ -133,7 +146,8 @@ def set_adapter(module: nnx.Module, name: str) -> None:
     shelf = _shelf(module)
     if name == shelf.active:
         return
-    new, old = shelf.others[name], _carried(layers, shelf.config)
+    new, old = shelf.others[name], _carried(layers, shelf)
+    _exchange_saved(module, shelf, new)
     if new.specs == old.specs:  # nothing is compiled anew
         for path, arrays in new.arrays.items():
             for key, variable in layers[path].lora.variables().items():
@@ -144,6 +158,7 @@ def set_adapter(module: nnx.Module, name: str) -> None:
     else:
         remove(module)
         install(_layers_at(module, new.arrays), new.arrays, new.specs, jax.random.key(0))
+        shelf.layers = {}  # others carry it now
     del shelf.others[name]
     shelf.others[shelf.active] = old
     shelf.active, shelf.config = name, new.config
@@ -162,12 +177,15 @@ def delete_adapter(module: nnx.Module, name: str) -> None:
             f"{name!r} is the active adapter; set_adapter() to another one ({', '.join(shelf.others)}) before "
             "deleting it"
         )
+    _check_base_known(shelf, "delete_adapter")
+    unmark(shelf.saved, shelf.base)
     remove(module)
     _SHELVES.pop(module, None)
 
 
 def forget_all(module: nnx.Module) -> None:
-    """Empty a module's shelf."""
+    """Empty a module's shelf, and leave modules that were trained whole as they are now."""
+    unmark(saved_variables(module), None)
     _SHELVES.pop(module, None)
 
 
@@ -178,7 +196,9 @@ def disabled(module: nnx.Module) -> Iterator[None]:
     if not layers:
         raise ValueError("disable_adapters: the model has no adapters")
     check_usable(layers, "disable_adapters")
-    adapters = [layer.lora for layer in layers.values()]
+    adapters, shelf = [layer.lora for layer in layers.values()], _shelf(module)
+    _check_base_known(shelf, "disable_adapters")
+    learned = exchange(shelf.saved, shelf.base)
     for adapter in adapters:
         adapter.enabled = False
     try:
@@ -186,6 +206,7 @@ def disabled(module: nnx.Module) -> Iterator[None]:
     finally:
         for adapter in adapters:
             adapter.enabled = True
+        exchange(shelf.saved, learned)
 
 
 def check_usable(layers: Mapping[str, Any], what: str) -> None:
@@ -197,7 +218,9 @@ def check_usable(layers: Mapping[str, Any], what: str) -> None:
 
 
 def _shelf(module: nnx.Module) -> _Shelf:
-    return _SHELVES.setdefault(module, _Shelf())
+    if module not in _SHELVES:
+        _SHELVES[module] = _Shelf(saved=saved_variables(module))
+    return _SHELVES[module]
 
 
 def _known(module: nnx.Module, name: Any) -> str:
@@ -209,13 +232,39 @@ def _known(module: nnx.Module, name: Any) -> str:
     return name
 
 
-def _carried(layers: Mapping[str, Any], config: LoraConfig | None) -> Adapter:
+def _carried(layers: Mapping[str, Any], shelf: _Shelf) -> Adapter:
     """Return the adapter that layers carry."""
     arrays = {path: {n: v.get_value() for n, v in layer.lora.variables().items()} for path, layer in layers.items()}
-    return Adapter({path: layer.lora.spec for path, layer in layers.items()}, arrays, config)
+    owners: dict[int, list[str]] = {}
+    for path, layer in layers.items():
+        owners.setdefault(id(layer.lora.a), []).append(path)
+    shared = {path: paths[0] for paths in owners.values() if len(paths) > 1 for path in paths}
+    specs = {path: replace(layer.lora.spec, shares=shared.get(path)) for path, layer in layers.items()}
+    return Adapter(specs, arrays, shelf.config, values(shelf.saved))
 
 
-def _check_new(module: nnx.Module, name: Any) -> None:
+def _exchange_saved(module: nnx.Module, shelf: _Shelf, new: Adapter) -> None:
+    """Put the modules that another adapter trains whole in place of those of the active one."""
+    _check_base_known(shelf, "set_adapter")
+    if shelf.saved.keys() == new.saved.keys():  # the structure stays
+        exchange(shelf.saved, new.saved)
+        return
+    unmark(shelf.saved, shelf.base)
+    variables = named_variables(module, nnx.Param, by_layer=False)
+    shelf.saved = {path: variables[path] for path in new.saved}
+    shelf.base = mark(shelf.saved, new.saved)
+
+
+def _check_base_known(shelf: _Shelf, what: str) -> None:
+    if lost := sorted(shelf.saved.keys() - shelf.base.keys()):
+        raise ValueError(
+            f"{what}: what {lost[0]} is without the adapter is not known here: only the very model that was given the "
+            "adapter keeps it, no copy of it and no state's model"
+        )
+
+
+def check_new(module: nnx.Module, name: Any) -> None:
+    """Raise `ValueError` if a module cannot have an adapter of this name, or has one."""
     if not isinstance(name, str) or not name or "/" in name:
         raise ValueError(f"adapter_name={name!r}: expected a name without '/'")
     if name in adapter_names(module):

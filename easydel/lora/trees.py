@@ -8,18 +8,25 @@ from typing import Any
 from flax import nnx
 
 from easydel.lora.adapters import adapted_layers
+from easydel.lora.saved import is_saved
 from easydel.paths import flatten, named_variables, nest
 from easydel.stacked import kind_of
 
 
 def is_lora(variable: nnx.Variable) -> bool:
-    """Whether a variable is a parameter of an adapter."""
-    return isinstance(variable, nnx.LoRAParam)
+    """Whether a variable is a parameter of an adapter, or of a module that is trained whole with it."""
+    return isinstance(variable, nnx.LoRAParam) or is_saved(variable)
 
 
 def lora_paths(module: nnx.Module) -> frozenset[str]:
     """Return the paths of the adapters' parameters, as they are stored."""
     return frozenset(named_variables(module, nnx.LoRAParam, by_layer=False))
+
+
+def learned_paths(module: nnx.Module) -> frozenset[str]:
+    """Return the paths of all that is trained with adapters, as it is stored: theirs, and of `modules_to_save`."""
+    found = named_variables(module, nnx.Param, by_layer=False)
+    return frozenset(path for path, variable in found.items() if is_lora(variable))
 
 
 def split(module: nnx.Module) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -46,7 +53,7 @@ def check_lora_tree(module: nnx.Module, tree: Mapping[Any, Any] | nnx.State) -> 
     own = {
         path
         for path, variable in named_variables(module, nnx.Param).items()
-        if not issubclass(kind_of(variable), nnx.LoRAParam)
+        if not issubclass(kind_of(variable), nnx.LoRAParam) and not is_saved(variable)
     }
     own |= {
         path for path, variable in named_variables(module, nnx.Param, by_layer=False).items() if not is_lora(variable)

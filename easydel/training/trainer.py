@@ -313,5 +313,5 @@ class Trainer:
         return TrainingResult(self._step.state, self.progress, reason, self._evaluated or self._last)
 
     def save_model(self, directory: str | Path) -> None:
-        """Write the model (and the tokenizer) in the Hugging Face layout; adapters are merged into it."""
+        """Write the model (and the tokenizer) in the Hugging Face layout; of one with adapters, these as PEFT does."""
         save_trained(self._step.state.model, Path(directory), self.tokenizer)

@@ -184,8 +184,10 @@ def test_adapted_layers_are_layers_like_any_other() -> None:
     assert type(layer) is Linear
 
 
-@pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}])
-@pytest.mark.parametrize("pattern", ["experts", "^table"])
+@pytest.mark.parametrize(
+    ("pattern", "options"),
+    [("experts", {"lora_dropout": 0.1}), ("experts", {"use_dora": True}), ("^table", {"use_dora": True})],
+)
 def test_what_experts_and_embeddings_lack_is_named(pattern: str, options: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=rf"{pattern.strip('^')}: .* is not supported for adapters of"):
         Holder(nnx.Rngs(0)).apply_lora_to_layers(4, 8, pattern, embeddings=True, **options)

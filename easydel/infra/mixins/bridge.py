@@ -158,6 +158,72 @@ class EasyBridgeMixin:
             source_dir=Path(source) if source else None,
         )
 
+    def save_adapter(self, save_directory: PathLike, adapter_name: str | None = None) -> None:
+        """Write an adapter as PEFT does: `adapter_config.json` and `adapter_model.safetensors`, which PEFT loads.
+
+        An adapter already there is replaced all at once or not at all. Modules that are trained whole with it
+        (`modules_to_save`) are written, too; nothing of the base is.
+
+        Args:
+            save_directory: a new or an existing directory.
+            adapter_name: of the adapter, the active one if `None`.
+
+        Raises:
+            ValueError: the model has no such adapter.
+            UnsupportedError: PEFT's files cannot hold it; the layers are named.
+            CheckpointError: the path is a file, or the disk too full; nothing is changed then.
+        """
+        from easydel.infra import adapter_files
+
+        adapter_files.save(self, Path(save_directory), adapter_name)
+
+    def load_adapter(
+        self,
+        adapter_name_or_path: PathLike,
+        adapter_name: str = "default",
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: PathLike | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> Self:
+        """Give the model an adapter that PEFT (or `save_adapter`) wrote; the first one is active at once.
+
+        The config, the tensors and the model are checked against each other before anything is changed.
+
+        Args:
+            adapter_name_or_path: a directory, or a Hub id such as `"org/name"`.
+            adapter_name: what the adapter is called here.
+            revision: branch, tag or commit on the Hub.
+            subfolder: directory inside the repository.
+            token: for private repositories.
+            cache_dir: where downloads are kept.
+            local_files_only: use what is cached, without network.
+            force_download: download again.
+
+        Raises:
+            CheckpointError: nothing there, broken files, or an adapter of another model; what is missing, unexpected or
+                of another shape is listed.
+            UnsupportedError: what PEFT offers and this library does not, by its name.
+            ValueError: the model has an adapter of this name, or its adapters are merged or disabled.
+        """
+        from easydel.infra import adapter_files
+
+        adapter_files.load(
+            self,
+            adapter_name_or_path,
+            adapter_name,
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        return self
+
     def push_to_hub(
         self,
         repo_id: str,
