@@ -13,6 +13,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from easydel.sharding import create_mesh
 from tests.sharding.held import zeros
 
+# As users compile, not as `tests/conftest.py` and plans do: that machine code changes no buffer is part of the proof.
+AS_USUAL = {
+    "xla_backend_optimization_level": 3,
+    "xla_cpu_use_fusion_emitters": True,
+    "xla_cpu_parallel_codegen_split_count": 32,
+}
+
 
 def mesh_of(**axes: int) -> Mesh:
     dims = tuple(axes.get(name, 1) for name in ("dp", "fsdp", "ep", "tp", "sp"))
@@ -32,7 +39,7 @@ def compiled_step(
     for name, shape in shapes.items():
         spec = PartitionSpec(("dp", "fsdp"), *("sp",) * (len(shape) > 1 and shape[1] % mesh.shape["sp"] == 0))
         batch[name] = jax.device_put(jnp.zeros(shape, jnp.int32), NamedSharding(mesh, spec))
-    return jax.jit(_step, donate_argnums=0).lower(state, batch).compile()
+    return jax.jit(_step, donate_argnums=0).lower(state, batch).compile(AS_USUAL)
 
 
 def _step(state: Any, batch: dict[str, jax.Array]) -> tuple[Any, jax.Array]:
