@@ -10,7 +10,7 @@ from easydel.native.grouped import grouped, serves_grouped
 from easydel.native.library import is_available
 from easydel.native.quantized import MOST_ROWS, dequantized, integer_rows, quantized_rows, serves_quantized_rows
 from easydel.native.quantized_groups import integer_groups, quantized_groups, serves_quantized_groups
-from easydel.native.slices import Slice, kernels_are_sliced
+from easydel.native.slices import Slice, kernels_are_sliced, slice_of
 
 __all__ = [
     "MOST_ROWS",
@@ -28,4 +28,5 @@ __all__ = [
     "serves_grouped",
     "serves_quantized_groups",
     "serves_quantized_rows",
+    "slice_of",
 ]

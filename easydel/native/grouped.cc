@@ -50,18 +50,22 @@ std::vector<Work> Divide(const std::vector<Group>& groups, int64_t rows_each, in
   return work;
 }
 
-// y[r] = x[r] w[g], or x[r] times w[g] transposed, for each row r of each group g; 0 for rows that are in none.
-ffi::Error Grouped(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w, ffi::Buffer<ffi::S32> sizes,
-                   ffi::ResultBuffer<ffi::F32> y, bool transposed) {
-  const auto of_x = x.dimensions(), of_w = w.dimensions();
-  if (of_x.size() != 2 || of_w.size() != 3 || of_x[1] != of_w[transposed ? 2 : 1] ||
-      static_cast<int64_t>(sizes.element_count()) != of_w[0]) {
-    return ffi::Error::InvalidArgument("grouped takes [rows, in], [groups, in, out] and [groups]");
+// y[r] = x[r] w[g], or x[r] times w[g] transposed, for each row r of each group g; 0 for rows that are in none. The
+// groups' matrices are those at a place in a stack.
+ffi::Error Grouped(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> stack,
+                   ffi::Buffer<ffi::S32> place, ffi::Buffer<ffi::S32> sizes, ffi::ResultBuffer<ffi::F32> y,
+                   bool transposed) {
+  const auto of_x = x.dimensions(), of_w = stack.dimensions();
+  if (of_x.size() != 2 || of_w.size() != 4 || of_w[0] < 1 || of_x[1] != of_w[transposed ? 3 : 2] ||
+      place.element_count() != 1 || static_cast<int64_t>(sizes.element_count()) != of_w[1]) {
+    return ffi::Error::InvalidArgument("grouped takes [rows, in], [places, groups, in, out], a place and [groups]");
   }
-  const int64_t depth = of_x[1], columns = of_w[transposed ? 1 : 2];
-  const auto groups = Groups(sizes.typed_data(), of_w[0], of_x[0]);
+  const int64_t depth = of_x[1], columns = of_w[transposed ? 2 : 3];
+  const auto groups = Groups(sizes.typed_data(), of_w[1], of_x[0]);
   const auto work = Divide(groups, 0, columns);
-  const float *from = x.typed_data(), *matrices = w.typed_data();
+  // Beyond the ends XLA takes the nearest, too.
+  const int64_t taken = std::clamp<int64_t>(place.typed_data()[0], 0, of_w[0] - 1);
+  const float *from = x.typed_data(), *matrices = stack.typed_data() + taken * of_w[1] * depth * columns;
   float* to = y->typed_data();
 
   ForEach(pool, work.size(), [&](int64_t number) {
@@ -117,6 +121,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(easydel_grouped, easydel::Grouped,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<bool>("transposed"));

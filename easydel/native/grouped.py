@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from easydel.native import library
+from easydel.native.slices import slice_of
 
 
 def serves_grouped(x: jax.Array, kernels: jax.Array) -> bool:
@@ -13,11 +16,11 @@ def serves_grouped(x: jax.Array, kernels: jax.Array) -> bool:
     return x.dtype == kernels.dtype == jnp.float32 and x.size > 0 and library.is_available()
 
 
-@jax.custom_vjp
 def grouped(x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
     """Multiply the first `sizes[0]` rows by `kernels[0]`, the next `sizes[1]` by `kernels[1]`, and so on.
 
-    Differentiable once, in reverse, by `x` and `kernels`. A kernel without rows is not read.
+    Differentiable once, in reverse, by `x` and `kernels`. A kernel without rows is not read; kernels that are a slice
+    of a stack (`easydel.native.slices`) are read from the stack.
 
     Args:
         x: float32 `[rows, in]`.
@@ -27,31 +30,57 @@ def grouped(x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
     Returns:
         float32 `[rows, out]`; 0 for rows beyond the sum. Elsewhere than on a CPU, XLA's grouped product.
     """
-    return jax.lax.platform_dependent(x, kernels, sizes, cpu=_product, default=jax.lax.ragged_dot)
+    found = slice_of(kernels)
+    if found is None:
+        return _grouped(x, kernels[None], jnp.int32(0), sizes)
+    return _grouped(x, found.stack, found.place, sizes)
 
 
-def _product(x: jax.Array, kernels: jax.Array, sizes: jax.Array, transposed: bool = False) -> jax.Array:
-    result = jax.ShapeDtypeStruct((x.shape[0], kernels.shape[1 if transposed else 2]), jnp.float32)
+@jax.custom_vjp
+def _grouped(x: jax.Array, stack: jax.Array, place: jax.Array, sizes: jax.Array) -> jax.Array:
+    return jax.lax.platform_dependent(x, stack, place, sizes, cpu=_product, default=_elsewhere)
+
+
+def _product(x: jax.Array, stack: jax.Array, place: jax.Array, sizes: jax.Array, transposed: bool = False) -> jax.Array:
+    result = jax.ShapeDtypeStruct((x.shape[0], stack.shape[2 if transposed else 3]), jnp.float32)
     call = jax.ffi.ffi_call("easydel_grouped", result, vmap_method="sequential")
-    return call(x, kernels, sizes, transposed=transposed)
+    return call(x, stack, place, sizes, transposed=transposed)
 
 
-def _gradients(x: jax.Array, kernels: jax.Array, sizes: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    result = jax.ShapeDtypeStruct(kernels.shape, jnp.float32)
+def _elsewhere(x: jax.Array, stack: jax.Array, place: jax.Array, sizes: jax.Array) -> jax.Array:
+    return jax.lax.ragged_dot(x, _at(stack, place), sizes)
+
+
+def _at(stack: jax.Array, place: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(stack, place, keepdims=False)
+
+
+Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def _gradients(x: jax.Array, stack: jax.Array, place: jax.Array, sizes: jax.Array, gradient: jax.Array) -> Any:
+    result = jax.ShapeDtypeStruct(stack.shape[1:], jnp.float32)
     outer = jax.ffi.ffi_call("easydel_grouped_outer", result, vmap_method="sequential")
-    return _product(gradient, kernels, sizes, transposed=True), outer(x, gradient, sizes)
+    return _product(gradient, stack, place, sizes, transposed=True), outer(x, gradient, sizes)
 
 
 def _gradients_elsewhere(
-    x: jax.Array, kernels: jax.Array, sizes: jax.Array, gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    _, pull = jax.vjp(lambda x, kernels: jax.lax.ragged_dot(x, kernels, sizes), x, kernels)
+    x: jax.Array, stack: jax.Array, place: jax.Array, sizes: jax.Array, gradient: jax.Array
+) -> Any:
+    _, pull = jax.vjp(lambda x, kernels: jax.lax.ragged_dot(x, kernels, sizes), x, _at(stack, place))
     return pull(gradient)
 
 
-def _backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+def _forward(x: jax.Array, stack: jax.Array, place: jax.Array, sizes: jax.Array) -> tuple[jax.Array, Kept]:
+    return _grouped(x, stack, place, sizes), (x, stack, place, sizes)
+
+
+def _backward(kept: Kept, gradient: jax.Array) -> tuple[jax.Array, jax.Array, None, None]:
     d_x, d_kernels = jax.lax.platform_dependent(*kept, gradient, cpu=_gradients, default=_gradients_elsewhere)
-    return d_x, d_kernels, None
+    stack, place = kept[1:3]
+    if stack.shape[0] == 1:
+        return d_x, d_kernels[None], None, None
+    return d_x, jax.lax.dynamic_update_index_in_dim(jnp.zeros_like(stack), d_kernels, place, 0), None, None
 
 
-grouped.defvjp(lambda x, kernels, sizes: (grouped(x, kernels, sizes), (x, kernels, sizes)), _backward)
+_grouped.defvjp(_forward, _backward)

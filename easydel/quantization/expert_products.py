@@ -54,7 +54,6 @@ def choose(rows: jax.Array, codes: jax.Array, scales: jax.Array, sizes: jax.Arra
     return "groups" if few and native.serves_quantized_groups(given, codes, scales, sizes, **options) else "blocks"
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def expert_product(rows: jax.Array, codes: jax.Array, scales: jax.Array, sizes: jax.Array, how: Product) -> jax.Array:
     """Multiply each row by its expert's quantized weight. Differentiable once, in reverse, by `rows`.
 
@@ -70,6 +69,23 @@ def expert_product(rows: jax.Array, codes: jax.Array, scales: jax.Array, sizes: 
     Returns:
         `[rows, out]` in the dtype of `rows`, summed in float32 (with integers: in int32 within a group).
     """
+    # Inside a function with its own gradient arrays are others: what stacks they are slices of is told anew.
+    slices = native.slice_of(codes), native.slice_of(scales)
+    return _expert_product(rows, codes, scales, sizes, None if None in slices else slices, how)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _expert_product(
+    rows: jax.Array, codes: jax.Array, scales: jax.Array, sizes: jax.Array, slices: Any, how: Product
+) -> jax.Array:
+    if slices is None:
+        return _computed(rows, codes, scales, sizes, how)
+    held = zip((codes, scales), slices, strict=True)
+    with native.kernels_are_sliced(native.Slice(part, of.stack, of.place) for part, of in held):
+        return _computed(rows, codes, scales, sizes, how)
+
+
+def _computed(rows: jax.Array, codes: jax.Array, scales: jax.Array, sizes: jax.Array, how: Product) -> jax.Array:
     options: dict[str, Any] = {"group_size": how.group_size}
     if choose(rows, codes, scales, sizes, how) == "groups":
         if not how.integers:
@@ -90,8 +106,8 @@ def expert_product(rows: jax.Array, codes: jax.Array, scales: jax.Array, sizes: 
 
 def _forward(rows: jax.Array, *given: Any) -> tuple[jax.Array, Any]:
     # Of the rows only type and width are needed: an array of no rows keeps both.
-    *weights, how = given
-    return expert_product(rows, *weights, how), (jnp.zeros((0, rows.shape[1]), rows.dtype), *weights)
+    codes, scales, sizes, _, _ = given
+    return _expert_product(rows, *given), (jnp.zeros((0, rows.shape[1]), rows.dtype), codes, scales, sizes)
 
 
 def _backward(how: Product, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
@@ -103,10 +119,10 @@ def _backward(how: Product, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
         return jax.lax.dot_general(g, weight, (((1,), (0,)), ((), ())), precision=how.precision)
 
     size = block_size(gradient.shape[0], codes.shape[0])
-    return by_block(multiply, gradient, sizes, size, like.shape[1]), None, None, None
+    return by_block(multiply, gradient, sizes, size, like.shape[1]), None, None, None, None
 
 
-expert_product.defvjp(_forward, _backward)
+_expert_product.defvjp(_forward, _backward)
 
 
 def _at(stack: jax.Array, expert: jax.Array) -> jax.Array:

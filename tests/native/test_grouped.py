@@ -61,3 +61,22 @@ def test_sizes_that_cannot_be_read_nothing_they_should_not():
     x, kernels = normal(6, 8), normal(2, 8, 5)
     want = loop(x, kernels, [0, 6])
     np.testing.assert_allclose(native.grouped(x, kernels, np.asarray([-3, 99], np.int32)), want, atol=1e-5)
+
+
+def test_a_slice_is_read_from_its_stack():
+    x, stack, sizes = normal(5, 8), normal(3, 2, 8, 6), np.asarray([2, 3], np.int32)
+
+    def layer(x, stack, place):
+        kernels = stack[place]
+        with native.kernels_are_sliced([native.Slice(kernels, stack, place)]):
+            return native.grouped(x, kernels, sizes)
+
+    compiled = jax.jit(lambda x, stack: jax.lax.map(lambda place: layer(x, stack, place), np.arange(3)))
+    for got, kernels in zip(compiled(x, stack), stack, strict=True):
+        np.testing.assert_allclose(got, loop(x, kernels, [2, 3]), atol=1e-5)
+    text = compiled.lower(x, stack).compile().as_text()
+    assert "= f32[2,8,6]" not in text
+    assert "= f32[1,2,8,6]" not in text, "the slice was copied"
+    d_stack = jax.grad(lambda stack: layer(x, stack, 1).sum())(stack)
+    np.testing.assert_allclose(d_stack[1], outer(x, np.ones((5, 6), np.float32), [2, 3]), atol=1e-5)
+    assert not np.asarray(d_stack)[[0, 2]].any()
