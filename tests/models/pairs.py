@@ -81,17 +81,27 @@ class Jitted:
             return pure(params, {**inputs, **dict(static)})
 
         @functools.partial(jax.jit, static_argnums=2)
-        def gradient(params: Any, inputs: Any, static: tuple) -> Any:
-            return jax.value_and_grad(lambda p: pure(p, {**inputs, **dict(static)}).loss)(params)
+        def step(params: Any, inputs: Any, static: tuple) -> Any:
+            def loss(params: Any) -> Any:
+                out = pure(params, {**inputs, **dict(static)})
+                return out.loss, out
 
-        self._run, self._gradient = run, gradient
+            gradients, out = jax.grad(loss, has_aux=True)(params)
+            return out, gradients
+
+        self._run, self._step = run, step
 
     def __call__(self, **inputs: Any) -> Any:
         return self._run(self.params, *self._split(inputs))
 
     def gradient(self, **inputs: Any) -> tuple[Any, Any]:
         """Return the loss and the gradients of all parameters."""
-        return self._gradient(self.params, *self._split(inputs))
+        out, gradients = self.step(**inputs)
+        return out.loss, gradients
+
+    def step(self, **inputs: Any) -> tuple[Any, Any]:
+        """Return all outputs and the gradients, of one program."""
+        return self._step(self.params, *self._split(inputs))
 
     def _split(self, inputs: dict[str, Any]) -> tuple[Any, tuple]:
         static = tuple((k, v) for k, v in inputs.items() if k in self._static)

@@ -101,11 +101,10 @@ def test_loss_and_gradients(family: str, variant: str) -> None:
     case.hf.zero_grad()
     want = case.hf(**as_torch(inputs)).loss
     want.backward()
-    loss, gradients = case.run.gradient(**inputs)
-    assert loss.dtype == jnp.float32
-    close(loss, want, 1e-5, "loss")
-    logits = case.run(**case.inputs(ids, mask)).logits
-    close(case.ours.compute_loss(labels=int32(inputs["labels"]), logits=logits)[0], want, 1e-5, "compute_loss")
+    out, gradients = case.run.step(**inputs)
+    assert out.loss.dtype == jnp.float32
+    close(out.loss, want, 1e-5, "loss")
+    close(case.ours.compute_loss(labels=int32(inputs["labels"]), logits=out.logits)[0], want, 1e-5, "compute_loss")
 
     named = nnx.clone(case.ours).merge_params_dict(gradients).to_torch()
     largest = max(float(p.grad.abs().max()) for p in case.hf.parameters() if p.grad is not None)

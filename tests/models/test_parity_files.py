@@ -87,19 +87,18 @@ def meshes() -> list[tuple[str, str, tuple[int, ...]]]:
 @pytest.mark.parametrize(("family", "variant", "dims"), meshes())
 def test_sharded_equals_unsharded(family: str, variant: str, dims: tuple[int, ...]) -> None:
     case = pair(family, variant)
-    inputs = case.inputs(case.ids(8, 16))
-    labelled = case.labelled(case.ids(8, 16))
-    want_loss, want = case.run.gradient(**labelled)
+    inputs = case.labelled(case.ids(8, 16))
+    want, want_gradients = case.run.step(**inputs)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(axis|axes).*")  # sizes of a tiny model need not divide
         sharded = load_ours(case.family, case.task, case.folder, sharding_axis_dims=dims, auto_shard_model=True)
     assert sharded.is_sharded
     assert sharded.mesh.size == 8
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(sharded.params))
-    run = Jitted(sharded)
-    close(run(**inputs).logits, case.run(**inputs).logits, 1e-5, "logits")
-    loss, gradients = run.gradient(**labelled)
-    close(loss, want_loss, 1e-5, "loss")
-    largest = max(np.abs(array(g)).max() for g in flatten(want).values())
+    out, gradients = Jitted(sharded).step(**inputs)
+    close(out.logits, want.logits, 1e-5, "logits")
+    close(out.loss, want.loss, 1e-5, "loss")
+    wanted = flatten(want_gradients)
+    largest = max(np.abs(array(g)).max() for g in wanted.values())
     for path, gradient in flatten(gradients).items():
-        close(gradient, flatten(want)[path], 1e-4, path, least=1e-3 * largest)  # sums over devices, backwards too
+        close(gradient, wanted[path], 1e-4, path, least=1e-3 * largest)  # sums over devices, backwards too
