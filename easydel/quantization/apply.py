@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ def quantize_module(
         from easydel.quantization.calibration import input_scales
 
         scales = input_scales(module, chosen, group_size, calibration)
+        gc.collect()  # running the model leaves cycles behind, which hold its kernels
     chosen.reverse()
     while chosen:  # a float kernel lives no longer than it takes to quantize it
         one = chosen.pop()
