@@ -193,13 +193,13 @@ class Counting:
 
     def __init__(self, tokenizer, interrupts=()):
         self.tokens = [tokenizer.encode(f" {n}", add_special_tokens=False) for n in range(10)]
-        self.interrupts, self.prompts, self.closed = set(interrupts), [], 0
+        self.interrupts, self.prompts, self.closed = interrupts, [], 0
 
     def stream(self, input_ids, **options):
         self.prompts.append(np.asarray(input_ids))
         try:
             for number, tokens in enumerate(self.tokens):
-                if number in self.interrupts:
+                for _ in range(list(self.interrupts).count(number)):
                     signal.raise_signal(signal.SIGINT)
                 for token in tokens:
                     yield np.array([token], np.int32)
@@ -219,8 +219,6 @@ def at_terminal(monkeypatch, tokenizer):
 def test_ctrl_c_stops_the_answer_and_not_the_chat(at_terminal, tokenizer, capsys):
     network, before = Counting(tokenizer, [4]), signal.getsignal(signal.SIGINT)
     talk = at_terminal(network, "count", "on")
-    network.interrupts, first = {4}, network.interrupts
-    assert first == {4}
     talk.run()
     assert signal.getsignal(signal.SIGINT) is before
     out, err = capsys.readouterr()
@@ -242,27 +240,16 @@ def test_an_answer_stopped_before_it_began_takes_the_message_back(at_terminal, t
     [
         ((KeyboardInterrupt, KeyboardInterrupt, "not read"), []),
         (("count", KeyboardInterrupt, "not read"), [2]),
-        (("count", "not read"), [2, 3]),
+        (("count", "not read"), [2, 2]),
     ],
     ids=["at the prompt", "after an answer", "in an answer"],
 )
 def test_twice_ends_the_chat(at_terminal, tokenizer, given, interrupts):
-    network = Counting(tokenizer, interrupts)
-    if interrupts == [2, 3]:  # both before the loop is back
-        network.interrupts = {2}
-        raised = signal.raise_signal
-
-        def stream(input_ids, **options):
-            yield np.array([network.tokens[0][0]], np.int32)
-            raised(signal.SIGINT)
-            raised(signal.SIGINT)
-
-        network.stream = stream
-    talk = at_terminal(network, *given)
+    talk = at_terminal(Counting(tokenizer, interrupts), *given)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         talk.run()
-    assert sys.stdin.given in ([], ["not read"])
+    assert sys.stdin.given == ["not read"]
     assert signal.getsignal(signal.SIGINT) is before
 
 
