@@ -36,7 +36,8 @@ def generate(
         check_streamer(streamer, resolved)
     advance = _start(model, prompt, resolved)
     if streamer is not None:
-        progress = feed(streamer, prompt.ids, looks(advance, resolved, started))
+        rows = len(prompt.ids) * resolved.num_return_sequences
+        progress = feed(streamer, prompt.ids, looks(advance, resolved, started), rows)
     elif resolved.max_time is not None:  # the clock is on the host: back to it after each token
         progress = finish(looks(advance, resolved, started))
     else:
@@ -52,8 +53,9 @@ def stream(
     if tokenizer is not None:
         options["tokenizer"] = tokenizer  # for stop strings
     prompt, resolved = _prepare(model, input_ids, attention_mask, options)
-    check_stream(tokenizer, resolved, len(prompt.ids))
-    steps = steps_of(looks(_start(model, prompt, resolved), resolved, started))
+    rows = len(prompt.ids) * resolved.num_return_sequences
+    check_stream(tokenizer, resolved, rows)
+    steps = steps_of(looks(_start(model, prompt, resolved), resolved, started), rows)
     return steps if tokenizer is None else (piece for piece in text_of(steps, tokenizer) if piece)
 
 

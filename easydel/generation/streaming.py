@@ -51,26 +51,26 @@ def _pace(together: int, seconds: float) -> int:
     return max(together // 2, 1) if seconds > LATE else together
 
 
-def settled(looks: Iterator[Progress]) -> Iterator[tuple[Progress, np.ndarray]]:
-    """Add to each look what was made since the one before: int32 `[steps, rows]` on the host."""
+def settled(looks: Iterator[Progress], rows: int) -> Iterator[tuple[Progress, np.ndarray]]:
+    """Add to each look what was made since the one before: int32 `[steps, rows]` on the host, of the first `rows`."""
     seen = 0
     for progress in looks:
         written = progress.written
         tokens, length, step = jax.device_get((written.tokens, written.length, written.step))
-        yield progress, np.ascontiguousarray(tokens[:, length - (step - seen) : length].T)
+        yield progress, np.ascontiguousarray(tokens[:rows, length - (step - seen) : length].T)
         seen = step
 
 
-def steps_of(looks: Iterator[Progress]) -> Generator[np.ndarray]:
+def steps_of(looks: Iterator[Progress], rows: int) -> Generator[np.ndarray]:
     """Yield the tokens of each step, int32 `[rows]`."""
-    for _, steps in settled(looks):
+    for _, steps in settled(looks, rows):
         yield from steps
 
 
-def feed(streamer: Any, prompt: np.ndarray, looks: Iterator[Progress]) -> Progress:
+def feed(streamer: Any, prompt: np.ndarray, looks: Iterator[Progress], rows: int) -> Progress:
     """Give a streamer the prompt, int32 `[batch, seq]`, and the tokens of each step, int32 `[rows]`; return the end."""
     streamer.put(prompt)
-    for progress, steps in settled(looks):  # noqa: B007 (the last one is returned)
+    for progress, steps in settled(looks, rows):  # noqa: B007 (the last one is returned)
         for tokens in steps:
             streamer.put(tokens)
     streamer.end()
@@ -103,13 +103,13 @@ def check_streamer(streamer: Any, options: GenerationOptions) -> None:
         )
 
 
-def check_stream(tokenizer: Any, options: GenerationOptions, prompts: int) -> None:
+def check_stream(tokenizer: Any, options: GenerationOptions, rows: int) -> None:
     """Refuse what cannot be streamed.
 
     Args:
         tokenizer: for text, or `None`.
         options: what was asked for.
-        prompts: how many there are.
+        rows: answers to all prompts.
 
     Raises:
         ValueError: something that is not settled before the end, text of several answers, or no tokenizer.
@@ -121,7 +121,7 @@ def check_stream(tokenizer: Any, options: GenerationOptions, prompts: int) -> No
         return
     if not callable(getattr(tokenizer, "decode", None)):
         raise ValueError(f"tokenizer must be one of transformers (with decode()), got {type(tokenizer).__name__}")
-    if (rows := prompts * options.num_return_sequences) > 1:
+    if rows > 1:
         raise ValueError(
             f"stream() yields the text of one answer, here there are {rows}: give one prompt, or leave the tokenizer "
             "out for the token ids of all rows (with stop strings: generate() with a streamer)"

@@ -115,7 +115,7 @@ def test_transformers_streamers_work_as_they_are(
 @pytest.mark.parametrize("model", [llama, forgetful])
 @pytest.mark.filterwarnings("ignore:.*takes no cache")
 def test_rows_prompts_and_answers(model: Any) -> None:
-    ids = np.random.default_rng(0).integers(0, VOCAB, (2, 5))
+    ids = np.random.default_rng(0).integers(0, VOCAB, (3, 5))
     options = {"max_new_tokens": NEW, "temperature": 1.5, "num_return_sequences": 2}
     whole = np.asarray(model().generate(ids, **options).sequences)[:, 5:]
     np.testing.assert_array_equal(np.stack(list(model().stream(ids, **options)), axis=1), whole)
@@ -198,7 +198,7 @@ class Loop:
 
 def paces(loop: Loop, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[int]:
     monkeypatch.setattr(streaming, "time", SimpleNamespace(monotonic=lambda: loop.now))
-    given = [steps for _, steps in settled(looks(loop, GenerationOptions(**options), 0.0))]
+    given = [steps for _, steps in settled(looks(loop, GenerationOptions(**options), 0.0), 2)]
     np.testing.assert_array_equal(np.concatenate(given), (7 + np.arange(loop.made))[:, None].repeat(2, 1))
     return [len(steps) for steps in given]
 
