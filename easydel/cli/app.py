@@ -102,6 +102,38 @@ def generate(
 
 
 @app.command()
+def chat(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="Folder or Hub id [default: the embedded model].")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="0 is --greedy [default: the checkpoint's, else 0.7].")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Sample from the likeliest tokens that sum to this [default: the checkpoint's, else 0.95]."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="End an answer after so many tokens.")] = 256,
+    seed: Annotated[int, typer.Option(help="The same seed and messages give the same answers.")] = 0,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token each time.")] = False,
+    dtype: Annotated[str, typer.Option(help="Compute in float32, bfloat16 or float16.")] = "float32",
+    quantization: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="Quantize while loading, such as nf4 or 8bit.")
+    ] = None,
+) -> None:
+    """Talk with a model; answers appear as they are made. Each line is a message, /help shows the commands."""
+    with _one_line_errors(context):
+        from easydel.cli.chat import run_chat
+
+        run_chat(
+            model=model, system=system, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed,
+            greedy=greedy, dtype=dtype, quantization=quantization,
+        )  # fmt: skip
+
+
+@app.command()
 def train(
     context: typer.Context,
     config: Annotated[

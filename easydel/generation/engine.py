@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,50 +14,49 @@ from easydel.calls import refuse_shapes, takes
 from easydel.errors import UnsupportedError
 from easydel.generation.loop import cached_loop
 from easydel.generation.options import GenerationOptions
+from easydel.generation.pieces import text_of
 from easydel.generation.prompts import SHORTEST_CACHE, SHORTEST_PROMPT, align, bucket, check_prompt
 from easydel.generation.recompute import recompute_loop
 from easydel.generation.resolve import resolve_options
 from easydel.generation.results import output_of
 from easydel.generation.search import Progress, Search, source_of
+from easydel.generation.streaming import Advance, check_stream, check_streamer, feed, finish, looks, steps_of
 from easydel.generation.written import Written
 from easydel.outputs import GenerationOutput
 from easydel.structure import split_again
 
-# Runs until `limit` tokens are made or every row has ended; the second argument is whether the last of them is the end.
-Advance = Callable[[int, bool], Progress]
 
-
-def generate(model: Any, input_ids: Any, attention_mask: Any = None, **options: Any) -> GenerationOutput:
+def generate(
+    model: Any, input_ids: Any, attention_mask: Any = None, *, streamer: Any = None, **options: Any
+) -> GenerationOutput:
     """Continue prompts; see `EasyGenerationMixin.generate`."""
     started = time.monotonic()
     prompt, resolved = _prepare(model, input_ids, attention_mask, options)
+    if streamer is not None:
+        check_streamer(streamer, resolved)
     advance = _start(model, prompt, resolved)
-    if resolved.max_time is None:
+    if streamer is not None:
+        rows = len(prompt.ids) * resolved.num_return_sequences
+        progress = feed(streamer, prompt.ids, looks(advance, resolved, started), rows)
+    elif resolved.max_time is not None:  # the clock is on the host: back to it after each token
+        progress = finish(looks(advance, resolved, started))
+    else:
         progress = advance(resolved.max_new_tokens, True)
-    else:  # the clock is on the host: back to it after each token
-        made, late = 0, False
-        while not late:
-            made += 1
-            late = made == resolved.max_new_tokens or time.monotonic() - started > resolved.max_time
-            progress = advance(made, late)
-            late = late or bool(np.asarray(progress.finished).all())
     return output_of(progress, prompt.ids, resolved)
 
 
-def stream(model: Any, input_ids: Any, attention_mask: Any = None, **options: Any) -> Iterator[np.ndarray]:
-    """Yield the tokens of each step as they are made; see `EasyGenerationMixin.stream`."""
+def stream(
+    model: Any, input_ids: Any, attention_mask: Any = None, *, tokenizer: Any = None, **options: Any
+) -> Generator[Any]:
+    """Yield tokens or text as they are made; see `EasyGenerationMixin.stream`."""
     started = time.monotonic()
+    if tokenizer is not None:
+        options["tokenizer"] = tokenizer  # for stop strings
     prompt, resolved = _prepare(model, input_ids, attention_mask, options)
-    for name, off in (("num_beams", 1), ("output_scores", False), ("output_logits", False)):
-        if getattr(resolved, name) != off:
-            raise ValueError(f"stream() yields tokens that are settled: it takes no {name}={getattr(resolved, name)}")
-    advance = _start(model, prompt, resolved)
-    for made in range(1, resolved.max_new_tokens + 1):
-        progress = advance(made, made == resolved.max_new_tokens)
-        yield np.asarray(progress.written.tokens)[:, int(progress.written.length) - 1]
-        late = resolved.max_time is not None and time.monotonic() - started > resolved.max_time
-        if late or np.asarray(progress.finished).all():
-            return
+    rows = len(prompt.ids) * resolved.num_return_sequences
+    check_stream(tokenizer, resolved, rows)
+    steps = steps_of(looks(_start(model, prompt, resolved), resolved, started), rows)
+    return steps if tokenizer is None else (piece for piece in text_of(steps, tokenizer) if piece)
 
 
 @dataclass(frozen=True)

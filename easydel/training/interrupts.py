@@ -15,17 +15,21 @@ class Interrupts:
 
     Outside the main thread, where Python does not let signals be handled, nothing is noted.
 
+    Args:
+        signals: others than those two.
+
     Attributes:
         received: the signal's name, or `None`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: tuple[signal.Signals, ...] = SIGNALS) -> None:
+        self._signals = signals
         self.received: str | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._note) for number in self._signals}
         return self
 
     def __exit__(self, *_: object) -> None:

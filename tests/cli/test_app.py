@@ -14,7 +14,7 @@ from easydel.cli.app import app
 run = CliRunner().invoke
 
 
-@pytest.mark.parametrize("command", ["demo", "generate", "inspect", "train"])
+@pytest.mark.parametrize("command", ["chat", "demo", "generate", "inspect", "train"])
 def test_each_command_explains_itself(command):
     result = run(app, [command, "--help"])
     assert result.exit_code == 0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from easydel import CompilationCounter
-from easydel.generation import engine
+from easydel.generation import engine, streaming
 from easydel.generation.recompute import RecomputeLoop
 from tests.generation.tiny import VOCAB, forgetful, llama
 
@@ -164,7 +164,8 @@ def test_own_functions_that_give_another_shape_are_named() -> None:
 
 def test_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(float(second) for second in range(1000))
-    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    for module in (engine, streaming):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     free = answers(prompt(1, 5))
     # The clock is read at the start and before each token: 1, 2, 3 and 4 seconds later.
     np.testing.assert_array_equal(answers(prompt(1, 5), max_time=3.5), free[:, : 5 + 4])
@@ -177,7 +178,7 @@ def test_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("options", [{"num_beams": 2}, {"output_scores": True}])
 def test_streams_refuse_what_is_not_settled(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"stream.*{next(iter(options))}"):
-        next(iter(llama().stream(prompt(1, 3), **options)))
+        llama().stream(prompt(1, 3), **options)
 
 
 def test_changing_numbers_compiles_nothing() -> None:

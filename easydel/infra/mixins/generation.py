@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 
@@ -35,7 +35,9 @@ class EasyGenerationMixin:
         settings = None if config is None else config.to_diff_dict()
         self.generation_settings = None if settings is None else json.dumps(settings, sort_keys=True)
 
-    def generate(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> GenerationOutput:
+    def generate(
+        self, input_ids: Any, attention_mask: Any = None, *, streamer: Any = None, **options: Any
+    ) -> GenerationOutput:
         """Continue prompts.
 
         The prompt and the whole loop run compiled, with the cache updated in place. Prompt lengths are rounded up to
@@ -44,6 +46,8 @@ class EasyGenerationMixin:
         Args:
             input_ids: int `[batch, seq]`; of a model with an encoder, what that reads.
             attention_mask: 0 where a token is padding, left or right, `[batch, seq]`.
+            streamer: such as transformers' `TextStreamer`: its `put` is given the prompt, int32 `[batch, seq]`, and the
+                tokens of each step, int32 `[rows]`, as they are made; then its `end` is called. Not with beams.
             **options: those of transformers' `GenerationConfig`, all of them in `easydel.generation.GenerationOptions`:
                 lengths (`max_new_tokens`, `min_new_tokens`, `eos_token_id`, `pad_token_id`, `stop_strings`, …),
                 sampling (`do_sample`, `temperature`, `top_k`, `top_p`, `min_p`, `seed`, …), beams (`num_beams`,
@@ -66,13 +70,41 @@ class EasyGenerationMixin:
         """
         from easydel.generation import generate
 
-        return generate(self, input_ids, attention_mask, **options)
+        return generate(self, input_ids, attention_mask, streamer=streamer, **options)
 
-    def stream(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Iterator[np.ndarray]:
-        """Continue prompts and yield the tokens of each step, int32 `[batch]`, as they are made.
+    @overload
+    def stream(
+        self, input_ids: Any, attention_mask: Any = None, *, tokenizer: None = None, **options: Any
+    ) -> Generator[np.ndarray]: ...
 
-        Takes what `generate` takes, but no beams and nothing to record. It ends when every row has ended.
+    @overload
+    def stream(
+        self, input_ids: Any, attention_mask: Any = None, *, tokenizer: Any, **options: Any
+    ) -> Generator[str]: ...
+
+    def stream(
+        self, input_ids: Any, attention_mask: Any = None, *, tokenizer: Any = None, **options: Any
+    ) -> Generator[Any]:
+        """Continue prompts and yield text, or without a tokenizer the tokens of each step, as they are made.
+
+        The tokens are those of `generate`. The loop runs compiled, a few tokens at a time between two looks at it; when
+        the generator is closed, nothing is left running. It ends when every row has ended.
+
+        Args:
+            input_ids: as of `generate`.
+            attention_mask: likewise.
+            tokenizer: of transformers: text is yielded then, of one prompt and one answer, without special tokens, in
+                pieces that are not empty and do not change any more: no character is split. Also for `stop_strings`.
+            **options: as of `generate`, but no beams and nothing to record.
+
+        Returns:
+            A generator of strings, or of int32 `[rows]`.
+
+        Raises:
+            UnsupportedError: as `generate`.
+            ValueError: as `generate`; an option that has no settled tokens; text of several rows. All of them at once,
+                before anything is computed.
         """
         from easydel.generation import stream
 
-        return stream(self, input_ids, attention_mask, **options)
+        return stream(self, input_ids, attention_mask, tokenizer=tokenizer, **options)
