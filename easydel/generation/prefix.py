@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -68,7 +67,7 @@ def feed_of(ids: np.ndarray, mask: np.ndarray, more: int, cache: Cache | None) -
     if exact and len(set(rest.tolist())) > 1:
         raise ValueError(
             f"after what the cache holds, {rest.tolist()} tokens of each row are left: a model with sliding windows "
-            "needs equal numbers, for padding between would push tokens out of its windows; generate them one by one"
+            "needs equal numbers, as padding between would push tokens out of its windows; generate them one by one"
         )
     pieces = Pieces.plan(int(rest.max()), more, index, exact=exact)
     length = index + pieces.width
@@ -82,12 +81,8 @@ def feed_of(ids: np.ndarray, mask: np.ndarray, more: int, cache: Cache | None) -
 
 
 def grown(cache: Cache, slots: int) -> Cache:
-    """Return the cache with so many slots."""
-    if cache.max_length is None or cache.max_length == slots:
-        return cache
-    if cache.max_length > slots:
-        return cache
-    return _grown(cache, slots)
+    """Return the cache with so many slots, or more if it has them."""
+    return cache if cache.max_length is None or cache.max_length >= slots else _grown(cache, slots)
 
 
 _grown = jax.jit(Cache.grow, static_argnums=1)
@@ -101,5 +96,5 @@ def _has_window(cache: Cache) -> bool:
         nodes.append(node)
         return False
 
-    jax.tree.flatten(cache.layers, is_leaf=functools.partial(collect))
+    jax.tree.flatten(cache.layers, is_leaf=collect)
     return any(hasattr(node, "window") and isinstance(node.window, int) for node in nodes)

@@ -52,7 +52,7 @@ def continued(
         scale: factor of the products.
         softcap: products `p` become `softcap · tanh(p / softcap)`.
         precision: of the products.
-        block_size: queries per block.
+        block_size: queries per block, where they see one another.
     """
     batch, length, heads, dim = query.shape
     past = key.shape[1] - mask.own
@@ -70,19 +70,19 @@ def continued(
         products = masked(products, of_block, queries, range(size), scale, softcap, None)
         return _added(state, products, values, query.dtype, precision)
 
-    outputs = []
-    for first in range(0, length, block_size):
-        queries = range(first, min(first + block_size, length))
-        part = grouped[:, :, :, first : queries.stop]
-        state = add(None, part, queries, past, queries.stop) if mask.own else _nothing(part, value)
-        _, total, out = jax.lax.fori_loop(
-            0,
-            (written + block - 1) // block,
-            lambda i, state, part=part, queries=queries: add(state, part, queries, i * block, block),
-            state,
-        )
-        outputs.append((out / total).astype(query.dtype))
-    out = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=3)
+    if mask.own:
+        blocks = [range(first, min(first + block_size, length)) for first in range(0, length, block_size)]
+        states = [add(None, grouped[:, :, :, q.start : q.stop], q, past, q.stop) for q in blocks]
+        state = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=3), *states)
+    else:
+        state = _nothing(grouped, value)
+    _, total, out = jax.lax.fori_loop(
+        0,
+        (written + block - 1) // block,
+        lambda place, state: add(state, grouped, range(length), place * block, block),
+        state,
+    )
+    out = (out / total).astype(query.dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, value.shape[-1])
 
 
