@@ -70,6 +70,19 @@ def feed_of(ids: np.ndarray, mask: np.ndarray, more: int, cache: Cache | None) -
             "needs equal numbers, as padding between would push tokens out of its windows; generate them one by one"
         )
     pieces = Pieces.plan(int(rest.max()), more, index, exact=exact)
+    return pieces, _laid_out(pieces, ids, mask, counts, rest, index)
+
+
+def feed_within(tokens: np.ndarray, slots: int) -> tuple[Pieces, Feed]:
+    """Return the pieces of one prompt, int32 `[seq]`, for a cache of so many slots, and the prompt so laid out."""
+    pieces = Pieces.within(slots, len(tokens))
+    count = np.asarray([len(tokens)], np.int32)
+    return pieces, _laid_out(pieces, tokens[None], np.ones((1, len(tokens)), bool), count, count, 0)
+
+
+def _laid_out(
+    pieces: Pieces, ids: np.ndarray, mask: np.ndarray, counts: np.ndarray, rest: np.ndarray, index: int
+) -> Feed:
     length = index + pieces.width
     tokens = align(ids, mask, length, left=True)[0]
     room = np.zeros((len(ids), pieces.slots), np.int32)
@@ -77,7 +90,7 @@ def feed_of(ids: np.ndarray, mask: np.ndarray, more: int, cache: Cache | None) -
     whole[:, :length] = tokens
     run[:, : pieces.width] = tokens[:, index:]
     first, sizes = (pieces.width - rest).astype(np.int32), np.asarray(pieces.counts, np.int32)
-    return pieces, Feed(run, first, sizes, whole, np.int32(length), (length - counts).astype(np.int32))
+    return Feed(run, first, sizes, whole, np.int32(length), (length - counts).astype(np.int32))
 
 
 def grown(cache: Cache, slots: int) -> Cache:

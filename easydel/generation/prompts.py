@@ -43,11 +43,19 @@ class Pieces:
         """
         slots = SHORTEST_CACHE
         while True:
-            sizes = (128, 32) if slots == SHORTEST_CACHE else (512, 64)
-            pieces = cls(slots, *_exact(tokens, sizes)) if exact else cls(slots, sizes, _counts(tokens, *sizes))
+            pieces = cls(slots, *_exact(tokens, _sizes(slots))) if exact else cls.within(slots, tokens)
             if written + pieces.width + more <= slots:
                 return pieces
             slots = larger_cache(slots)
+
+    @classmethod
+    def within(cls, slots: int, tokens: int) -> Pieces:
+        """Return the pieces for prompts of up to `tokens` tokens in a cache of so many slots."""
+        return cls(slots, _sizes(slots), _counts(tokens, *_sizes(slots)))
+
+
+def _sizes(slots: int) -> tuple[int, int]:
+    return (128, 32) if slots == SHORTEST_CACHE else (512, 64)
 
 
 def _counts(tokens: int, large: int, small: int) -> tuple[int, int]:

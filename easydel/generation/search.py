@@ -200,10 +200,11 @@ def _by_beams(progress: Progress, scores: jax.Array, search: Search) -> Progress
 def draw(scores: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
     """Draw a token for each row from scores `[rows, vocab]`: int32 `[rows]`.
 
-    Each row has a key of its own, `[rows]`: its draws do not depend on its neighbours.
+    Each row has a key of its own, `[rows]`: its draws do not depend on its neighbours. `step`, int32 `[]` or `[rows]`,
+    counts them.
     """
-    one = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row))
-    return one(keys, scores).astype(jnp.int32)
+    one = jax.vmap(lambda key, step, row: jax.random.categorical(jax.random.fold_in(key, step), row))
+    return one(keys, jnp.broadcast_to(step, keys.shape), scores).astype(jnp.int32)
 
 
 def source_of(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -63,9 +63,7 @@ def continued(
 
     def add(state: State | None, part: jax.Array, queries: range, start: Any, size: int) -> State:
         keys, values = (jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (key, value))
-        products = jnp.einsum(
-            "bkgqd,btkd->bkgqt", part, keys, precision=precision, preferred_element_type=jnp.float32
-        )
+        products = jnp.einsum("bkgqd,btkd->bkgqt", part, keys, precision=precision, preferred_element_type=jnp.float32)
         of_block = _cut(mask, start, size, key.shape[1])
         products = masked(products, of_block, queries, range(size), scale, softcap, None)
         return _added(state, products, values, query.dtype, precision)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from easydel.errors import UnsupportedError
 from easydel.layers.attention.bias import AttentionBias
 from easydel.layers.attention.continued import behind_a_cache, continued
-from easydel.layers.attention.masking import masked
 from easydel.layers.attention.mask import AttentionMask
+from easydel.layers.attention.masking import masked
 
 MAX_BLOCKS = 16
 """The blockwise mechanism makes its blocks larger rather than more of them: each is compiled on its own."""
@@ -63,10 +63,10 @@ def attend(
     """
     if mechanism == "auto":
         mechanism = _choose(query, mask, block_size, plain=softcap is None and bias is None and dropout is None)
-        if mechanism == "vanilla" and bias is None and dropout is None and not return_weights:
-            if behind_a_cache(mask, query.shape[1], key.shape[1]):
-                options = {"scale": scale, "softcap": softcap, "precision": precision, "block_size": block_size}
-                return continued(query, key, value, mask, **options), None
+        simple = mechanism == "vanilla" and bias is None and dropout is None and not return_weights
+        if simple and behind_a_cache(mask, query.shape[1], key.shape[1]):
+            of_products: dict[str, Any] = {"scale": scale, "softcap": softcap, "precision": precision}
+            return continued(query, key, value, mask, **of_products, block_size=block_size), None
     if mechanism == "sdpa" and (softcap is not None or dropout is not None):
         what = "soft-capping" if softcap is not None else "dropout on attention weights"
         raise UnsupportedError(
