@@ -18,7 +18,7 @@ def masked(
     softcap: float | None,
     bias: AttentionBias | None,
 ) -> jax.Array:
-    """Scale, cap, bias and mask products `[batch, kv_heads, group, queries, keys]` of queries and keys at these places."""
+    """Scale, cap, bias and mask products `[batch, kv_heads, group, queries, keys]` of these places."""
     products = products * scale
     if softcap is not None:
         products = softcap * jnp.tanh(products / softcap)
