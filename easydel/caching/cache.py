@@ -163,10 +163,11 @@ class Cache:
         """
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=row, axis=0)
         if isinstance(self.layers, StackedCaches):
+            assert isinstance(other.layers, StackedCaches)
             layers: Any = self.layers.insert(other.layers, row)
         else:
             layers = jax.tree.map(put, self.layers, other.layers)
-        valid = None if self.valid is None else put(self.valid, other.valid)
+        valid = None if self.valid is None or other.valid is None else put(self.valid, other.valid)
         seen, starts = put(self.seen, other.seen), put(self.starts, other.starts)
         return replace(self, layers=layers, valid=valid, seen=seen, starts=starts)
 

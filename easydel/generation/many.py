@@ -20,7 +20,7 @@ from easydel.generation.seats import SeatLoop, Seats, seat_loop
 from easydel.structure import split_again
 
 STEPS = 32
-"""Tokens between two looks at which rows have ended, where no prompt waits for one."""
+"""Most tokens between two looks at which rows have ended."""
 SPARE_SLOTS = 96
 """Slots beyond those that the longest answer needs: each time they are used up, the cache is copied once."""
 
@@ -149,7 +149,7 @@ def _run(model: Any, requests: list[Request], rows: int) -> Iterator[tuple[int, 
             spans = [len(requests[place].tokens) + made[row] for row, place in taken.items() if place >= 0]
             least = max(longest, *spans)
             seats, index = loop.shift(seats, np.int32(least - index)), least
-        seats, steps = loop.decode(params, other, seats, search, np.int32(STEPS), np.bool_(len(waiting) > 0))
+        seats, steps = loop.decode(params, other, seats, search, np.int32(STEPS))
         index, made, live = index + int(steps), np.array(seats.made), np.asarray(seats.live)
         ended = [row for row, place in taken.items() if place >= 0 and not live[row]]
         answers = np.array(seats.answers) if ended else None

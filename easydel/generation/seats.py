@@ -103,9 +103,9 @@ class SeatLoop:
 
     @functools.cached_property
     def decode(self) -> Any:
-        """Compiled `(params, other, seats, search, steps, early) -> (Seats, steps made)`.
+        """Compiled `(params, other, seats, search, steps) -> (Seats, steps made)`.
 
-        It ends after `steps`, when no row goes on, or, if `early`, when one more has ended.
+        It ends after `steps`, or when one more row has ended.
         """
         return jax.jit(self._decode, donate_argnums=2)
 
@@ -136,15 +136,13 @@ class SeatLoop:
         )
         return seats.append(logits, jnp.asarray(row), search)
 
-    def _decode(
-        self, params: Any, other: Any, seats: Seats, search: Search, steps: Any, early: Any
-    ) -> tuple[Seats, jax.Array]:
+    def _decode(self, params: Any, other: Any, seats: Seats, search: Search, steps: Any) -> tuple[Seats, jax.Array]:
         model = nnx.merge(self.loop.graphdef, params, other)
-        enough = jnp.where(early, seats.live.sum(), 1)
+        begun = seats.live.sum()
 
         def goes_on(state: tuple[Seats, jax.Array]) -> jax.Array:
             seats, made = state
-            return (made < steps) & (seats.live.sum() >= enough) & seats.live.any()
+            return (made < steps) & (seats.live.sum() == begun) & (begun > 0)
 
         def step(state: tuple[Seats, jax.Array]) -> tuple[Seats, jax.Array]:
             seats, made = state

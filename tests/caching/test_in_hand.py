@@ -29,8 +29,13 @@ def mixed() -> MixedLM:
     return MixedLM(CONFIG, rngs=nnx.Rngs(0))
 
 
+def forward(model: Any, ids: Any, cache: Cache) -> Any:
+    """Run a model as one program: op by op it takes many times as long."""
+    return jax.jit(lambda ids, cache: model(input_ids=ids, cache=cache))(ids, cache)
+
+
 def after(model: Any, ids: Any, slots: int = 64, **options: Any) -> Cache:
-    return model(input_ids=ids, cache=model.init_operations_cache(len(ids), slots, **options)).cache
+    return forward(model, ids, model.init_operations_cache(len(ids), slots, **options)).cache
 
 
 def new(out: Any) -> np.ndarray:
@@ -44,8 +49,7 @@ def test_a_cropped_cache_is_that_of_the_shorter_prompt() -> None:
     for cache in (cropped, short):
         assert int(cache.index) == 12
     np.testing.assert_array_equal(cropped.valid, short.valid)
-    step = {"input_ids": IDS[:, 12:13]}
-    got, want = (llama()(**step, cache=cache).logits for cache in (cropped, short))
+    got, want = (forward(llama(), IDS[:, 12:13], cache).logits for cache in (cropped, short))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)  # the prompts were run in other shapes
 
 
@@ -132,7 +136,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------ going on
-@pytest.mark.parametrize("kept", [1, 12, 29])
+@pytest.mark.parametrize("kept", [1, 29])
 def test_prompts_go_on_from_a_cache(kept: int, mixed: MixedLM) -> None:
     for model in (llama(), mixed):
         cache = after(model, IDS[:, :kept])
@@ -161,7 +165,7 @@ def test_one_row_serves_prompts_of_several_lengths() -> None:
 def test_an_int8_cache_is_gone_on_from() -> None:
     cache = after(llama(), IDS[:, :12], dtype="int8")
     got = new(llama().generate(IDS, cache=cache, **OPTIONS))
-    step = llama()(input_ids=IDS[:, 12:], cache=cache)
+    step = forward(llama(), IDS[:, 12:], cache)
     np.testing.assert_array_equal(got[:, 0], np.asarray(step.logits)[:, -1].argmax(-1))
 
 

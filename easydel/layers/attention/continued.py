@@ -59,7 +59,8 @@ def continued(
     grouped = query.reshape(batch, length, key.shape[2], -1, dim).transpose(0, 2, 3, 1, 4)
     block = BLOCK[length == 1]
     block = past if past <= block or past % block else block
-    written = jnp.minimum(mask.offset + (0 if mask.own else length), past)
+    offset = jnp.int32(0) if mask.offset is None else mask.offset
+    written = jnp.minimum(offset + (0 if mask.own else length), past)
 
     def add(state: State | None, part: jax.Array, queries: range, start: Any, size: int) -> State:
         keys, values = (jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (key, value))
