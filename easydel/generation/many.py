@@ -13,7 +13,7 @@ from easydel.calls import takes
 from easydel.errors import UnsupportedError
 from easydel.generation.options import GenerationOptions
 from easydel.generation.prefix import feed_within
-from easydel.generation.prompts import Pieces, bucket, cache_slots, check_prompt
+from easydel.generation.prompts import bucket, cache_slots, check_prompt
 from easydel.generation.resolve import resolve_options
 from easydel.generation.search import Search
 from easydel.generation.seats import SeatLoop, Seats, seat_loop
@@ -22,7 +22,10 @@ from easydel.structure import split_again
 STEPS = 32
 """Most tokens between two looks at which rows have ended."""
 SPARE_SLOTS = 96
-"""Slots beyond those that the longest answer needs: each time they are used up, the cache is copied once."""
+"""Slots beyond those that the longest answer needs: each time they are used up, the cache is copied once.
+
+They also hold what a prompt's last small piece (of at most 64) has beyond the prompt.
+"""
 
 # What does without an account of each row's tokens; anything else is refused by name.
 _OFFERED = {
@@ -131,8 +134,6 @@ def _run(model: Any, requests: list[Request], rows: int) -> Iterator[tuple[int, 
     longest = max(len(request.tokens) for request in requests)
     needed = max(request.span for request in requests) + SPARE_SLOTS
     slots = cache_slots(needed)
-    while Pieces.within(slots, longest).width > slots:
-        slots = cache_slots(slots + 1)
     capacity = bucket(max(request.options.max_new_tokens for request in requests), 64)
     loop = seat_loop(structure, slots, options.cache_dtype, rows, capacity)
     search = _search(model, options)

@@ -75,7 +75,7 @@ def feed_of(ids: np.ndarray, mask: np.ndarray, more: int, cache: Cache | None) -
 
 def feed_within(tokens: np.ndarray, slots: int) -> tuple[Pieces, Feed]:
     """Return the pieces of one prompt, int32 `[seq]`, for a cache of so many slots, and the prompt so laid out."""
-    pieces = Pieces.within(slots, len(tokens))
+    pieces = Pieces.within(slots, len(tokens), slots)
     count = np.asarray([len(tokens)], np.int32)
     return pieces, _laid_out(pieces, tokens[None], np.ones((1, len(tokens)), bool), count, count, 0)
 

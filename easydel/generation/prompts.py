@@ -43,27 +43,27 @@ class Pieces:
         """
         slots = SHORTEST_CACHE
         while True:
-            pieces = cls(slots, *_exact(tokens, _sizes(slots))) if exact else cls.within(slots, tokens)
-            if written + pieces.width + more <= slots:
+            room = slots - written - more
+            pieces = cls(slots, *_exact(tokens, _sizes(slots))) if exact else cls.within(slots, tokens, room)
+            if pieces.width <= room:
                 return pieces
             slots = larger_cache(slots)
 
     @classmethod
-    def within(cls, slots: int, tokens: int) -> Pieces:
-        """Return the pieces for prompts of up to `tokens` tokens in a cache of so many slots."""
-        return cls(slots, _sizes(slots), _counts(tokens, *_sizes(slots)))
+    def within(cls, slots: int, tokens: int, room: int) -> Pieces:
+        """Return the pieces for prompts of up to `tokens` tokens in a cache of so many slots, `room` of them for those.
+
+        More than half a large piece is run as a large one, where there is room for it.
+        """
+        large, small = _sizes(slots)
+        whole, rest = divmod(tokens, large)
+        if rest > large // 2 and (whole + 1) * large <= room:
+            return cls(slots, (large, small), (whole + 1, 0))
+        return cls(slots, (large, small), (whole, -(-rest // small)))
 
 
 def _sizes(slots: int) -> tuple[int, int]:
     return (128, 32) if slots == SHORTEST_CACHE else (512, 64)
-
-
-def _counts(tokens: int, large: int, small: int) -> tuple[int, int]:
-    """Return how many large and small pieces hold so many tokens; more than half a large one is a large one."""
-    whole, rest = divmod(tokens, large)
-    if rest > large // 2:
-        return whole + 1, 0
-    return whole, -(-rest // small)
 
 
 def _exact(tokens: int, sizes: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
