@@ -38,8 +38,8 @@ class EasyGenerationMixin:
     def generate(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> GenerationOutput:
         """Continue prompts.
 
-        The prompt and the whole loop run compiled, with the cache updated in place. Prompt lengths are rounded up to
-        few sizes, so that new lengths rarely compile anything.
+        The prompt and the whole loop run compiled, with the cache updated in place. Prompts run in pieces of few sizes,
+        so that new lengths rarely compile anything.
 
         Args:
             input_ids: int `[batch, seq]`; of a model with an encoder, what that reads.
