@@ -66,9 +66,9 @@ def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each (default 3)")
-    parser.add_argument("--prompts", type=int, default=32, help="prompts of a measurement (default 32)")
+    parser.add_argument("--prompts", type=int, default=64, help="prompts of a measurement (default 64)")
     parser.add_argument("--longest", type=int, default=16, help="tokens of the longest prompt (default 16)")
-    parser.add_argument("--most", type=int, default=64, help="tokens of the longest answer (default 64)")
+    parser.add_argument("--most", type=int, default=144, help="tokens of the longest answer (default 144)")
     parser.add_argument("--memory", type=int, default=200, help="prompts while memory is watched (0: not)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: a check of this script, no measurement")
     options = parser.parse_args()

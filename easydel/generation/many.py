@@ -13,7 +13,7 @@ from easydel.calls import takes
 from easydel.errors import UnsupportedError
 from easydel.generation.options import GenerationOptions
 from easydel.generation.prefix import feed_within
-from easydel.generation.prompts import bucket, cache_slots, check_prompt
+from easydel.generation.prompts import SHORTEST_CACHE, bucket, check_prompt
 from easydel.generation.resolve import resolve_options
 from easydel.generation.search import Search
 from easydel.generation.seats import SeatLoop, Seats, seat_loop
@@ -133,7 +133,7 @@ def _run(model: Any, requests: list[Request], rows: int) -> Iterator[tuple[int, 
     options = requests[0].options
     longest = max(len(request.tokens) for request in requests)
     needed = max(request.span for request in requests) + SPARE_SLOTS
-    slots = cache_slots(needed)
+    slots = bucket(needed, SHORTEST_CACHE)
     capacity = bucket(max(request.options.max_new_tokens for request in requests), 64)
     loop = seat_loop(structure, slots, options.cache_dtype, rows, capacity)
     search = _search(model, options)
