@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
+import jax.numpy as jnp
 
-from easydel.caching.quantized import States, empty, padded, read, updated
+from easydel.caching.quantized import States, empty, padded, read, rolled, updated
 
 if TYPE_CHECKING:
     from easydel.layers.attention import AttentionMask
@@ -51,14 +52,32 @@ class AttentionCache:
         Returns:
             The updated cache, and keys, values and mask to attend with.
         """
+        length = key.shape[1]
         cache = self._written(key, value, 0 if mask.offset is None else mask.offset)
         if mask.offset is None:
-            return cache, key, value, mask.over(range(key.shape[1]))
-        return cache, read(cache.key, key.dtype), read(cache.value, value.dtype), mask
+            return cache, key, value, mask.over(range(length))
+        if length == 1:
+            return cache, read(cache.key, key.dtype), read(cache.value, value.dtype), mask
+        # Several new tokens see one another as they are, behind what was there before.
+        places = jnp.arange(self.key.shape[1], dtype=jnp.int32)
+        new = mask.offset + jnp.arange(length, dtype=jnp.int32)
+        slots = jnp.concatenate([jnp.where(places < mask.offset, places, -1), new])
+        keys = jnp.concatenate([read(self.key, key.dtype), key], axis=1)
+        values = jnp.concatenate([read(self.value, value.dtype), value], axis=1)
+        return cache, keys, values, mask.over(slots, own=length)
 
     def grow(self, max_length: int) -> Self:
         """Return the cache with room for `max_length` positions."""
         return type(self)(key=padded(self.key, max_length), value=padded(self.value, max_length))
+
+    def crop(self, length: int, index: int) -> Self:
+        """Return the cache without the slots from `length` on, of `index` written: they are written over later."""
+        del length, index
+        return self
+
+    def shift(self, by: Any) -> Self:
+        """Return the cache with all that it holds `by` slots further right, int32 `[]`; negative: left."""
+        return type(self)(key=rolled(self.key, by), value=rolled(self.value, by))
 
     def _written(self, key: jax.Array, value: jax.Array, index: Any) -> Self:
         def write(old: jax.Array, new: jax.Array) -> jax.Array:

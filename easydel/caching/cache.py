@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from easydel.caching.stacked import StackedCaches
+from easydel.errors import UnsupportedError
 from easydel.paths import named_modules
 
 LayerCache = Any
@@ -63,6 +65,11 @@ class Cache:
         )
 
     @property
+    def batch_size(self) -> int:
+        """The number of rows."""
+        return self.starts.shape[0]
+
+    @property
     def max_length(self) -> int | None:
         """The number of slots; `None`: no end."""
         return None if self.valid is None else self.valid.shape[1]
@@ -107,9 +114,75 @@ class Cache:
             if max_length < valid.shape[1]:
                 raise ValueError(f"a cache of {self.max_length} positions cannot grow to {max_length}")
             valid = jnp.pad(valid, ((0, 0), (0, max_length - valid.shape[1])))
+        return replace(self, valid=valid, layers=self._each("grow", max_length))
+
+    def crop(self, length: int) -> Cache:
+        """Return the cache of the first `length` slots (columns of what it was given, padding included).
+
+        Args:
+            length: at most the slots written; negative: so many fewer than those.
+
+        Raises:
+            ValueError: there are not as many; a layer is recurrent; a sliding layer's ring has wrapped around.
+            UnsupportedError: a layer's cache has no `crop`.
+        """
+        index = int(self.index)
+        kept = index + length if length < 0 else length
+        if not 0 <= kept <= index:
+            raise ValueError(f"a cache of which {index} slots are written cannot be cropped to {length}")
+        layers = self._each("crop", kept, index)
+        if kept == index or self.valid is None:
+            return replace(self, layers=layers)
+        valid = self.valid & (jnp.arange(self.valid.shape[1]) < kept)
+        seen, index_now = valid.sum(axis=1, dtype=jnp.int32), jnp.full((), kept, jnp.int32)
+        return replace(self, layers=layers, valid=valid, seen=seen, index=index_now)
+
+    def repeat(self, count: int) -> Cache:
+        """Return the cache with each row `count` times, one after another: a prefix for several prompts."""
+        return self.reorder(jnp.repeat(jnp.arange(self.batch_size, dtype=jnp.int32), count))
+
+    def shift(self, by: Any) -> Cache:
+        """Return the cache with all that it holds `by` slots further right; positions stay what they are.
+
+        Args:
+            by: int32 `[]`; negative: left. What leaves the cache is forgotten.
+        """
+        valid = self.valid
+        if valid is not None:
+            before = jnp.arange(valid.shape[1]) - by
+            valid = jnp.roll(valid, by, axis=1) & (before >= 0) & (before < valid.shape[1])
+        starts = jnp.maximum(self.starts + by, 0)
+        return replace(self, layers=self._each("shift", by), valid=valid, starts=starts, index=self.index + by)
+
+    def insert(self, other: Cache, row: Any) -> Cache:
+        """Return the cache with another's only row in place of a row of its own.
+
+        Args:
+            other: of one row, as long as this one, and with as many slots written: `shift` it there.
+            row: int32 `[]`.
+        """
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=row, axis=0)
         if isinstance(self.layers, StackedCaches):
-            return replace(self, valid=valid, layers=self.layers.grow(max_length))
-        return replace(self, valid=valid, layers=tuple(layer.grow(max_length) for layer in self.layers))
+            assert isinstance(other.layers, StackedCaches)
+            layers: Any = self.layers.insert(other.layers, row)
+        else:
+            layers = jax.tree.map(put, self.layers, other.layers)
+        valid = None if self.valid is None or other.valid is None else put(self.valid, other.valid)
+        seen, starts = put(self.seen, other.seen), put(self.starts, other.starts)
+        return replace(self, layers=layers, valid=valid, seen=seen, starts=starts)
+
+    def save(self, directory: Any) -> None:
+        """Write the cache into a directory, which is made; see `easydel.caching.files.save_cache`."""
+        from easydel.caching.files import save_cache
+
+        save_cache(self, directory)
+
+    @staticmethod
+    def load(directory: Any, mesh: Any = None) -> Cache:
+        """Read a cache that was saved, onto any mesh; see `easydel.caching.files.load_cache`."""
+        from easydel.caching.files import load_cache
+
+        return load_cache(directory, mesh)
 
     def reorder(self, rows: jax.Array) -> Cache:
         """Return the cache whose rows are those named, in that order; one may be named several times.
@@ -123,6 +196,15 @@ class Cache:
             layers = jax.tree.map(lambda kept: kept[rows], self.layers)
         valid = None if self.valid is None else self.valid[rows]
         return replace(self, layers=layers, valid=valid, seen=self.seen[rows], starts=self.starts[rows])
+
+    def _each(self, change: str, *arguments: Any) -> Any:
+        """Return the layers' caches, each changed by its method of this name."""
+        for layer in [self.layers] if isinstance(self.layers, StackedCaches) else self.layers:
+            if not hasattr(layer, change):
+                raise UnsupportedError(f"a layer's cache, {type(layer).__name__}, has no method {change}")
+        if isinstance(self.layers, StackedCaches):
+            return getattr(self.layers, change)(*arguments)
+        return tuple(getattr(layer, change)(*arguments) for layer in self.layers)
 
     def _check(self, attention_mask: jax.Array | None, batch: int, length: int) -> None:
         if batch != self.starts.shape[0]:

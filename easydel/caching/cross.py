@@ -43,6 +43,16 @@ class CrossAttentionCache:
         del max_length
         return self
 
+    def crop(self, length: int, index: int) -> Self:
+        """Return the cache as it is: the encoder's states are not the decoder's slots."""
+        del length, index
+        return self
+
+    def shift(self, by: Any) -> Self:
+        """Return the cache as it is."""
+        del by
+        return self
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -65,3 +75,11 @@ class EncoderDecoderCache:
     def grow(self, max_length: int) -> Self:
         """Return the cache with room for `max_length` positions."""
         return replace(self, own=self.own.grow(max_length))
+
+    def crop(self, length: int, index: int) -> Self:
+        """Return the cache without the decoder's slots from `length` on, of `index` written."""
+        return replace(self, own=self.own.crop(length, index))
+
+    def shift(self, by: Any) -> Self:
+        """Return the cache with the decoder's slots `by` further right."""
+        return replace(self, own=self.own.shift(by))

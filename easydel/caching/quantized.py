@@ -79,6 +79,11 @@ def padded(states: States, slots: int) -> States:
     return by_heads(jax.tree.map(lambda x: jnp.pad(x, more), states))
 
 
+def rolled(states: States, by: Any) -> States:
+    """Return them `by` places further along the slots, int32 `[]`; what leaves at one end comes in at the other."""
+    return by_heads(jax.tree.map(lambda x: jnp.roll(x, by, axis=1), states))
+
+
 def by_heads(states: States) -> Any:
     """Ask for keys or values, and their scales, to be split by rows and heads."""
     return jax.tree.map(lambda x: constrain(x, "batch", None, "heads", None), states)

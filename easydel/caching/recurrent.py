@@ -65,6 +65,24 @@ class RecurrentCache:
         del max_length
         return self
 
+    def crop(self, length: int, index: int) -> Self:
+        """Return the cache itself where nothing is cut off.
+
+        Raises:
+            ValueError: something would be: a state cannot be taken back.
+        """
+        if length < index:
+            raise ValueError(
+                f"a recurrent layer's cache cannot be cropped from {index} slots to {length}: its state holds all "
+                "tokens at once; keep the cache of the shorter prefix (caches are not changed by later calls)"
+            )
+        return self
+
+    def shift(self, by: Any) -> Self:
+        """Return the cache itself: its state has no slots."""
+        del by
+        return self
+
 
 def _constrained(state: jax.Array) -> jax.Array:
     return constrain(state, "batch", "heads", None, None)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from easydel.caching.attention import Extended
-from easydel.caching.quantized import States, empty, padded, read, updated
+from easydel.caching.quantized import States, empty, padded, read, rolled, updated
 
 if TYPE_CHECKING:
     from easydel.layers.attention import AttentionMask
@@ -56,13 +56,30 @@ class SlidingCache:
         slots = jnp.concatenate([self._slots(mask.offset), mask.offset + jnp.arange(length, dtype=jnp.int32)])
         keys = jnp.concatenate([read(self.key, key.dtype), key], axis=1)
         values = jnp.concatenate([read(self.value, value.dtype), value], axis=1)
-        return self._written(key, value, mask.offset), keys, values, mask.over(slots)
+        return self._written(key, value, mask.offset), keys, values, mask.over(slots, own=length)
 
     def grow(self, max_length: int) -> Self:
         """Return the cache for sequences of up to `max_length` positions; a full ring stays as it is."""
         # A ring smaller than its window was as long as the sequence could get: nothing has wrapped around yet.
         size = min(self.window, max_length)
         return self._with(padded(self.key, size), padded(self.value, size))
+
+    def crop(self, length: int, index: int) -> Self:
+        """Return the cache without the slots from `length` on, of `index` written.
+
+        Raises:
+            ValueError: slots before `length` that its last token still saw were written over.
+        """
+        if length < index and index > self.size:
+            raise ValueError(
+                f"a ring of {self.size} slots, of which {index} were written, cannot be cropped to {length}: what came "
+                f"before is written over; keep a cache of no more than {self.size} slots to crop, or one to go on from"
+            )
+        return self
+
+    def shift(self, by: Any) -> Self:
+        """Return the cache with all that it holds `by` slots further right, int32 `[]`; negative: left."""
+        return self._with(rolled(self.key, by), rolled(self.value, by))
 
     def _slots(self, written: jax.Array) -> jax.Array:
         """Return the slot of the sequence that each place of the ring holds, negative where it holds none."""

@@ -30,13 +30,26 @@ class StackedCaches:
 
     def grow(self, max_length: int) -> StackedCaches:
         """Return the caches with room for `max_length` positions."""
-        return StackedCaches(
-            {name: jax.vmap(lambda cache: cache.grow(max_length))(stack) for name, stack in self.stacks.items()}
-        )
+        return self._each(lambda cache: cache.grow(max_length))
+
+    def crop(self, length: int, index: int) -> StackedCaches:
+        """Return the caches without the slots from `length` on, of `index` written."""
+        return self._each(lambda cache: cache.crop(length, index))
+
+    def shift(self, by: Any) -> StackedCaches:
+        """Return the caches with all that they hold `by` slots further right."""
+        return self._each(lambda cache: cache.shift(by))
+
+    def insert(self, other: StackedCaches, row: Any) -> StackedCaches:
+        """Return the caches with `other`'s only row in place of a row, int32 `[]`."""
+        return jax.tree.map(lambda kept, new: jax.lax.dynamic_update_slice_in_dim(kept, new, row, 1), self, other)
 
     def reorder(self, rows: jax.Array) -> StackedCaches:
         """Return the caches of the rows named, int32 `[new batch]`; see `Cache.reorder`."""
         return StackedCaches(jax.tree.map(lambda kept: kept[:, rows], self.stacks))
+
+    def _each(self, change: Callable[[Any], Any]) -> StackedCaches:
+        return StackedCaches({name: jax.vmap(change)(stack) for name, stack in self.stacks.items()})
 
     def __len__(self) -> int:
         return sum(len(range_of(name)) for name in self.stacks)

@@ -62,6 +62,6 @@ def stream_text(model: Any, tokenizer: Any, prompt: str, **options: Any) -> Gene
 
 def stream_pieces(model: Any, tokenizer: Any, input_ids: np.ndarray, **options: Any) -> Generator[str]:
     """Do what `stream_text` does, from the prompt's tokens, int32 `[1, n]`."""
-    from easydel.generation.pieces import text_of
+    from easydel.generation.text_pieces import text_of
 
     return text_of(model.stream(input_ids=input_ids, **options), tokenizer)

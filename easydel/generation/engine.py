@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from easydel.caching import Cache
 from easydel.calls import refuse_shapes, takes
 from easydel.errors import UnsupportedError
 from easydel.generation.loop import cached_loop
 from easydel.generation.options import GenerationOptions
-from easydel.generation.pieces import text_of
-from easydel.generation.prompts import SHORTEST_CACHE, SHORTEST_PROMPT, align, bucket, check_prompt
+from easydel.generation.prefix import feed_of, fitting, grown
+from easydel.generation.prompts import SHORTEST_PROMPT, align, bucket, cache_slots, check_prompt, rows_for
 from easydel.generation.recompute import recompute_loop
 from easydel.generation.resolve import resolve_options
 from easydel.generation.results import output_of
 from easydel.generation.search import Progress, Search, source_of
 from easydel.generation.streaming import Advance, check_stream, check_streamer, feed, finish, looks, steps_of
+from easydel.generation.text_pieces import text_of
 from easydel.generation.written import Written
 from easydel.outputs import GenerationOutput
 from easydel.structure import split_again
@@ -31,10 +33,11 @@ def generate(
 ) -> GenerationOutput:
     """Continue prompts; see `EasyGenerationMixin.generate`."""
     started = time.monotonic()
-    prompt, resolved = _prepare(model, input_ids, attention_mask, options)
+    cache = options.pop("cache", None)
+    prompt, resolved = prepare(model, input_ids, attention_mask, options)
     if streamer is not None:
         check_streamer(streamer, resolved)
-    advance = _start(model, prompt, resolved)
+    advance = _start(model, prompt, resolved, cache)
     if streamer is not None:
         rows = len(prompt.ids) * resolved.num_return_sequences
         progress = feed(streamer, prompt.ids, looks(advance, resolved, started), rows)
@@ -52,10 +55,11 @@ def stream(
     started = time.monotonic()
     if tokenizer is not None:
         options["tokenizer"] = tokenizer  # for stop strings
-    prompt, resolved = _prepare(model, input_ids, attention_mask, options)
+    cache = options.pop("cache", None)
+    prompt, resolved = prepare(model, input_ids, attention_mask, options)
     rows = len(prompt.ids) * resolved.num_return_sequences
     check_stream(tokenizer, resolved, rows)
-    steps = steps_of(looks(_start(model, prompt, resolved), resolved, started), rows)
+    steps = steps_of(looks(_start(model, prompt, resolved, cache), resolved, started), rows)
     return steps if tokenizer is None else (piece for piece in text_of(steps, tokenizer) if piece)
 
 
@@ -73,6 +77,11 @@ class Prompt:
     mask: np.ndarray
     context: dict[str, np.ndarray]
 
+    def with_rows(self, rows: int) -> Prompt:
+        """Return the prompts and so many more, copies of the first, that there are `rows`."""
+        chosen = np.r_[np.arange(len(self.ids)), np.zeros(rows - len(self.ids), int)]
+        return Prompt(self.ids[chosen], self.mask[chosen], {name: x[chosen] for name, x in self.context.items()})
+
     def source(self, width: int) -> np.ndarray | None:
         """Return what is answered to, int32 `[batch, n]` with -1 for padding: an encoder's tokens, or the prompt."""
         if not self.context:
@@ -83,9 +92,10 @@ class Prompt:
         return source_of(ids, np.asarray(self.context.get("attention_mask", np.ones_like(ids)), bool))
 
 
-def _prepare(
+def prepare(
     model: Any, input_ids: Any, attention_mask: Any, options: dict[str, Any]
 ) -> tuple[Prompt, GenerationOptions]:
+    """Return a checked prompt and resolved options; `generation_config` is taken out of `options`."""
     if not getattr(model, "can_generate", True):
         raise UnsupportedError(
             f"generate() is not supported by {type(model).__name__} ({model.model_task}): it predicts no next token"
@@ -106,17 +116,23 @@ def _prepare(
     return Prompt(ids, mask, context), resolved
 
 
-def _start(model: Any, prompt: Prompt, options: GenerationOptions) -> Advance:
+def _start(model: Any, prompt: Prompt, options: GenerationOptions, cache: Cache | None) -> Advance:
     """Split the model once and return the function that makes tokens."""
     parts = split_again(model)
-    # Behind a context there is nearly always one token: room for many would be computed in vain.
-    width = bucket(int(prompt.mask.sum(axis=1).max()), 1 if prompt.context else SHORTEST_PROMPT)
     vocab = getattr(model.config, "vocab_size", None)
     needs_source = options.encoder_repetition_penalty != 1 or options.encoder_no_repeat_ngram_size
-    source = prompt.source(width) if needs_source else None
-    search = Search.create(options, prompt.ids, prompt.mask, vocab, source)
-    if takes(model, "cache"):
-        advance = _with_cache(parts, prompt, width, options, search)
+    is_cached = takes(model, "cache")
+    if cache is not None:
+        cache = fitting(cache, model, prompt, options)
+    count = len(prompt.ids)
+    given = prompt.with_rows(rows_for(count)) if is_cached and _can_add_rows(options, cache) else prompt
+    # Behind a context there is nearly always one token: room for many would be computed in vain.
+    width = bucket(int(prompt.mask.sum(axis=1).max()), 1 if prompt.context else SHORTEST_PROMPT)
+    source = given.source(width) if needs_source else None
+    search = Search.create(options, given.ids, given.mask, vocab, source)
+    if is_cached:
+        live = np.arange(len(given.ids)) < count
+        advance = _with_cache(parts, given, live, options, search, cache)
     else:
         advance = _with_recompute(model, parts, prompt, options, search)
 
@@ -130,15 +146,38 @@ def _start(model: Any, prompt: Prompt, options: GenerationOptions) -> Advance:
     return checked
 
 
+def _can_add_rows(options: GenerationOptions, cache: Cache | None) -> bool:
+    """Whether rows may be added that nobody asked for: not where they would be seen, or were made elsewhere."""
+    seen = options.logits_processor or options.stopping_criteria or options.output_scores or options.output_logits
+    return not seen and cache is None
+
+
 def _records(options: GenerationOptions) -> int:
     return bucket(options.max_new_tokens, 8) if options.output_scores or options.output_logits else 0
 
 
-def _with_cache(parts: Any, given: Prompt, width: int, options: GenerationOptions, search: Search) -> Advance:
+def _with_cache(
+    parts: Any, given: Prompt, live: np.ndarray, options: GenerationOptions, search: Search, cache: Cache | None
+) -> Advance:
     structure, params, other = parts
-    slots = bucket(width + options.max_new_tokens, SHORTEST_CACHE)
-    loop = cached_loop(structure, slots, options.cache_dtype, _records(options))
-    prompt, kept = align(given.ids, given.mask, width, left=True)
+    seed = np.uint32(options.seed)
+    if given.context:
+        width = bucket(int(given.mask.sum(axis=1).max()), 1)
+        loop = cached_loop(
+            structure, cache_slots(width + options.max_new_tokens), options.cache_dtype, _records(options)
+        )
+        prompt, kept = align(given.ids, given.mask, width, left=True)
+
+        def prefill(search: Search) -> Progress:
+            return loop.prefill(params, other, prompt, kept, given.context, live, seed, search)
+    else:
+        pieces, feed = feed_of(given.ids, given.mask, options.max_new_tokens, cache)
+        loop = cached_loop(structure, pieces.slots, options.cache_dtype, _records(options))
+        room = None if cache is None else grown(cache, pieces.slots)
+
+        def prefill(search: Search) -> Progress:
+            return loop.prefill_in_pieces(pieces.sizes, params, other, feed, room, live, seed, search)
+
     progress: Progress | None = None
 
     def advance(limit: int, is_end: bool) -> Progress:
@@ -146,8 +185,7 @@ def _with_cache(parts: Any, given: Prompt, width: int, options: GenerationOption
         now = replace(search, max_new_tokens=np.int32(limit)) if is_end else search
         made = 0 if progress is None else int(progress.written.step)
         if progress is None:
-            progress = loop.prefill(params, other, prompt, kept, given.context, np.uint32(options.seed), now)
-            made = 1
+            progress, made = prefill(now), 1
         if limit > made:
             progress = loop.decode(params, other, progress, now, np.int32(limit))
         return progress

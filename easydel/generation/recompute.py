@@ -70,7 +70,8 @@ class RecomputeLoop:
         return self._next_logits(params, other, ids, written.counts)
 
     def _prefill(self, params: Any, other: Any, written: Written, seed: jax.Array, search: Search) -> Progress:
-        return begin(self._logits_after(params, other, written), None, written, seed, search, self.records)
+        live = jnp.ones(written.tokens.shape[0], bool)
+        return begin(self._logits_after(params, other, written), None, written, live, seed, search, self.records)
 
     def _decode(self, params: Any, other: Any, progress: Progress, search: Search, limit: jax.Array) -> Progress:
         def next_logits(progress: Progress) -> tuple[jax.Array, Any]:
@@ -102,11 +103,12 @@ class RecomputeLoop:
         ids = np.asarray(now.tokens)[:, int(written.first[0]) : int(now.length)]
         logits = self.next_logits(params, other, ids, np.full(len(ids), ids.shape[1], np.int32))
         if progress is None:
-            return _begin(logits, None, written, seed, search, self.records)
+            live = np.ones(len(ids), bool)
+            return _begin(logits, None, written, live, seed, search, self.records)
         return _advance(progress, logits, None, search)
 
 
-_begin = jax.jit(begin, static_argnums=5)
+_begin = jax.jit(begin, static_argnums=6)
 _advance = jax.jit(advance)
 
 

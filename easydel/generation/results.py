@@ -24,10 +24,11 @@ def output_of(progress: Progress, prompt: np.ndarray, options: GenerationOptions
     begin = int(progress.written.length) - step
     recorded: dict[str, Any] = {"scores": _steps(progress.scores, step), "logits": _steps(progress.logits, step)}
     if progress.hypotheses is None:
-        new = np.asarray(progress.written.tokens)[:, begin : begin + step]
+        rows = len(prompt) * options.num_return_sequences
+        new = np.asarray(progress.written.tokens)[:rows, begin : begin + step]
     else:
         best = jax.tree.map(
-            lambda kept: np.asarray(kept)[:, : options.num_return_sequences], _best(progress.hypotheses)
+            lambda kept: np.asarray(kept)[: len(prompt), : options.num_return_sequences], _best(progress.hypotheses)
         )
         paths = best["paths"].reshape(-1, best["paths"].shape[-1])
         longest = int((paths >= 0).sum(axis=1).max())

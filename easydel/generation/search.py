@@ -112,13 +112,16 @@ class Progress:
     logits: jax.Array | None
 
 
-def begin(logits: jax.Array, memory: Any, written: Written, seed: Any, search: Search, records: int) -> Progress:
+def begin(
+    logits: jax.Array, memory: Any, written: Written, live: Any, seed: Any, search: Search, records: int
+) -> Progress:
     """Make the first token (or beams) after prompts.
 
     Args:
         logits: `[batch, vocab]`.
         memory: after the prompts; `None`: none is kept.
         written: the prompts.
+        live: bool `[batch]`, which of them are wanted; the others, made up, end at once.
         seed: of the draws, uint32 `[]`.
         search: how to choose.
         records: steps that scores and logits are recorded for.
@@ -133,7 +136,7 @@ def begin(logits: jax.Array, memory: Any, written: Written, seed: Any, search: S
     progress = Progress(
         memory=None,
         written=written,
-        finished=jnp.zeros((drawing,), bool),
+        finished=~(jnp.asarray(live) if search.beams else jnp.asarray(live)[rows]),
         keys=jax.random.split(jax.random.key(seed), drawing),
         watched=None if search.watched is None else jnp.asarray(search.watched)[rows],
         hypotheses=search.beams.begin(batch, written) if search.beams else None,
@@ -197,10 +200,11 @@ def _by_beams(progress: Progress, scores: jax.Array, search: Search) -> Progress
 def draw(scores: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
     """Draw a token for each row from scores `[rows, vocab]`: int32 `[rows]`.
 
-    Each row has a key of its own, `[rows]`: its draws do not depend on its neighbours.
+    Each row has a key of its own, `[rows]`: its draws do not depend on its neighbours. `step`, int32 `[]` or `[rows]`,
+    counts them.
     """
-    one = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row))
-    return one(keys, scores).astype(jnp.int32)
+    one = jax.vmap(lambda key, step, row: jax.random.categorical(jax.random.fold_in(key, step), row))
+    return one(keys, jnp.broadcast_to(step, keys.shape), scores).astype(jnp.int32)
 
 
 def source_of(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -73,11 +73,13 @@ def test_a_recurrent_model_s_account_has_no_length() -> None:
 def test_keys_are_written_at_the_offset_and_nothing_else_changes() -> None:
     layer = AttentionCache.create(2, 6, 2, 4, np.float32)
     key, value = np.random.default_rng(0).normal(size=(2, 2, 3, 2, 4)).astype(np.float32)
-    updated, keys, values, _ = layer.extend(key, value, AttentionMask(offset=np.int32(2)))
+    updated, keys, values, mask = layer.extend(key, value, AttentionMask(offset=np.int32(2)))
     for got, seen, want in ((updated.key, keys, key), (updated.value, values, value)):
         np.testing.assert_array_equal(got[:, 2:5], want)
         assert not np.asarray(got)[:, [0, 1, 5]].any()
-        np.testing.assert_array_equal(seen, got)
+        assert not np.asarray(seen)[:, :6].any(), "what was there before is not what came first"
+        np.testing.assert_array_equal(seen[:, 6:], want)
+    np.testing.assert_array_equal(mask.key_slots, [0, 1, -1, -1, -1, -1, 2, 3, 4])
     assert not np.asarray(layer.key).any(), "the old cache was changed"
 
 

@@ -1,104 +1,122 @@
-"""Text in pieces: joined it is the text of all tokens, and nothing that was given out changes."""
+"""Prompts in pieces of few sizes: the same results as in one, and few compilations."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from flax import nnx
 
-from easydel.assets import embedded_model_path
-from easydel.generation.pieces import TextPieces
-from easydel.hub.tokenizer import load_tokenizer
+import easydel
+from easydel import CompilationCounter
+from easydel.generation.loop import cached_loop
+from easydel.generation.prefix import feed_of
+from easydel.generation.prompts import Pieces, rows_for
+from easydel.structure import split_again
+from tests.caching.test_mixed_caches import CONFIG, MixedLM
+from tests.generation.tiny import VOCAB, llama
 
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-WORDS = ["do", " n't", " '", " 've", " .", " ,", " ", "n", " n", "'", "t", "é", "▁a", "▁", "\n"]
-
-
-def of_words(decoder: Any, words: list[str], **settings: Any) -> PreTrainedTokenizerFast:
-    vocab = {word: index for index, word in enumerate(["<unk>", "<end>", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoder
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>", **settings)
+RNG = np.random.default_rng(0)
 
 
-LLAMA = decoders.Sequence(
-    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-)
-TOKENIZERS = {
-    "bytes": lambda: load_tokenizer(embedded_model_path()),
-    "cleans up": lambda: of_words(decoders.Fuse(), WORDS, clean_up_tokenization_spaces=True),
-    "bytes beside words": lambda: of_words(LLAMA, [*WORDS, *BYTES]),
-    "word pieces": lambda: of_words(decoders.WordPiece(), ["do", "##n", "'", "t", ".", ",", "##é"]),
-}
+def prompts(batch: int, length: int, vocab: int = VOCAB) -> np.ndarray:
+    return RNG.integers(1, vocab, (batch, length))
 
 
-def pieces_of(tokenizer: Any, ids: Any, together: int = 1) -> list[str]:
-    pieces = TextPieces(tokenizer)
-    return [*(pieces.add(ids[place : place + together]) for place in range(0, len(ids), together)), pieces.end()]
+@pytest.mark.parametrize(("tokens", "more"), [(1, 1), (128, 128), (129, 4), (193, 40), (250, 7), (600, 1), (2048, 4)])
+@pytest.mark.parametrize("exact", [False, True])
+def test_pieces_hold_the_prompt(tokens: int, more: int, exact: bool) -> None:
+    pieces = Pieces.plan(tokens, more, 9, exact=exact)
+    assert tokens <= pieces.width <= pieces.slots - more - 9
+    assert pieces.width == tokens if exact else pieces.width < tokens + max(64, tokens)
+    assert pieces.slots in (256, 1024, 4096)
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
-@pytest.mark.parametrize("together", [1, 3])
-def test_any_tokens_join_to_their_text(kind: str, together: int) -> None:
-    tokenizer = TOKENIZERS[kind]()
-    generator = np.random.default_rng(0)
-    words = [index for token, index in tokenizer.get_vocab().items() if token not in BYTES]
-    for length in (1, 2, 7, 40, 200):
-        for _ in range(10):
-            ids = generator.choice(words, length)
-            assert "".join(pieces_of(tokenizer, ids, together)) == tokenizer.decode(ids, skip_special_tokens=True)
+def test_rows_are_few_sizes() -> None:
+    assert [rows_for(rows) for rows in (1, 2, 3, 4, 5, 8, 9, 16, 17)] == [1, 2, 4, 4, 8, 8, 16, 16, 24]
 
 
-@pytest.mark.parametrize("kind", ["bytes", "bytes beside words"])
-@pytest.mark.parametrize("text", ["é ↔ 数 🙂", "数" * 70 + "é", "🙂🙂 " * 40])
-def test_no_character_is_split(kind: str, text: str) -> None:
-    tokenizer = TOKENIZERS[kind]()
-    if kind == "bytes":
-        ids = tokenizer.encode(text, add_special_tokens=False)
-    else:  # a word first, for the first loses its space
-        ids = tokenizer.convert_tokens_to_ids(["do", *(f"<0x{byte:02X}>" for byte in text.encode())])
-        text = "do" + text
-    pieces = pieces_of(tokenizer, ids)
-    assert "".join(pieces) == text
-    assert not any("\ufffd" in piece for piece in pieces)
-    assert len(list(filter(None, pieces))) >= len(set(text.split()))
+def mixed() -> MixedLM:
+    return MixedLM(CONFIG, rngs=nnx.Rngs(0))
 
 
-def test_a_word_is_given_out_at_once_and_a_space_that_may_vanish_is_not() -> None:
-    tokenizer = TOKENIZERS["cleans up"]()
-    ids = tokenizer.convert_tokens_to_ids(["do", " n", "'", "t", " ", " .", "do", " ", "do"])
-    assert tokenizer.decode(ids) == "don't .do do", "the example shows what it is to show"
-    assert pieces_of(tokenizer, ids) == ["do", "", "", "n't", "", " .", "do", "", " do", ""]
+def scanned() -> Any:
+    config = easydel.LlamaConfig(**llama().config.to_dict() | {"num_hidden_layers": 2, "scan_layers": True})
+    return easydel.LlamaForCausalLM(config, rngs=nnx.Rngs(1))
 
 
-def test_bytes_that_are_never_completed_come_at_the_end() -> None:
-    tokenizer = TOKENIZERS["bytes beside words"]()
-    ids = tokenizer.convert_tokens_to_ids(["do", *(f"<0x{byte:02X}>" for byte in "é".encode()), "<0xE4>"])
-    # Decoded at once, all three bytes are broken for the last one's sake; what was shown is not taken back.
-    assert tokenizer.decode(ids) == "do" + 3 * "\ufffd"
-    assert pieces_of(tokenizer, ids) == ["do", "", "é", "", "\ufffd"]
+@pytest.mark.parametrize("kind", ["full", "recurrent, full and sliding", "in a scan"])
+def test_pieces_give_the_logits_of_the_whole(kind: str) -> None:
+    """Rows of 700 and 5 tokens: one large piece and three small ones, all but the last of them padding for one row."""
+    model = {"full": llama, "recurrent, full and sliding": mixed, "in a scan": scanned}[kind]()
+    ids, mask = prompts(2, 700), np.ones((2, 700), bool)
+    mask[1, :695] = False
+    pieces, feed = feed_of(ids, mask, 4, None)
+    assert pieces.counts == (1, 3)
+    structure, params, other = split_again(model)
+    loop = cached_loop(structure, pieces.slots)
+    logits, cache = loop.read(pieces.sizes, params, other, feed, None)
+    for row in range(2):
+        tokens = ids[row][mask[row]][None]
+        want = np.asarray(jax.jit(lambda ids: model(input_ids=ids).logits)(tokens))[0, -1]
+        # float32's rounding in sums of another order, relative to the largest logit
+        np.testing.assert_allclose(logits[row], want, atol=1e-5 * np.abs(want).max())
+    np.testing.assert_array_equal(cache.seen, [700, 5])
 
 
-def test_special_tokens_are_left_out_and_do_not_take_the_next_words_space() -> None:
-    tokenizer = TOKENIZERS["bytes beside words"]()
-    ids = tokenizer.convert_tokens_to_ids(["do", *["<end>"] * 100, "▁a", *["<end>"] * 100, "▁a"])
-    assert "".join(pieces_of(tokenizer, ids)) == "do a a"
+def test_padded_rows_give_the_tokens_of_the_row_alone() -> None:
+    ids, mask = prompts(3, 300), np.ones((3, 300), bool)
+    mask[1, :290], mask[2, :40] = False, False
+    together = np.asarray(llama().generate(ids, attention_mask=mask, max_new_tokens=6).sequences)
+    assert together.shape == (3, 306), "rows that were added must not be handed back"
+    for row in range(3):
+        alone = llama().generate(ids[row][mask[row]][None], max_new_tokens=6).sequences
+        np.testing.assert_array_equal(together[row, 300:], np.asarray(alone)[0, -6:])
 
 
-def test_the_time_for_a_piece_does_not_grow() -> None:
-    tokenizer, longest = TOKENIZERS["bytes"](), 0
+def test_int8_keys_of_earlier_pieces_are_read_back() -> None:
+    """Later pieces see earlier ones rounded to int8: an error of that size, and no other."""
+    ids = prompts(1, 700)
+    pieces, feed = feed_of(ids, np.ones((1, 700), bool), 4, None)
+    structure, params, other = split_again(llama())
+    logits, _ = cached_loop(structure, pieces.slots, "int8").read(pieces.sizes, params, other, feed, None)
+    want = np.asarray(jax.jit(lambda ids: llama()(input_ids=ids).logits)(ids))[0, -1]
+    # codes are off by at most 1/254 of a head's largest number; keys and values both, and softmax once more
+    np.testing.assert_allclose(logits[0], want, atol=0.02 * np.abs(want).max())
 
-    class Watched:
-        def decode(self, ids: list[int], **options: Any) -> str:
-            nonlocal longest
-            longest = max(longest, len(ids))
-            return tokenizer.decode(ids, **options)
 
-    ids = tokenizer.encode("for x in range(10): print(x)\n" * 60, add_special_tokens=False)
-    assert len(ids) > 500
-    assert "".join(pieces_of(Watched(), ids)) == tokenizer.decode(ids)
-    assert longest <= 70
+def count_compilations(model: Any, cases: list[tuple[int, int]]) -> int:
+    with CompilationCounter() as counter:
+        for batch, length in cases:
+            out = model.generate(prompts(batch, length), max_new_tokens=4).sequences
+            assert out.shape == (batch, length + 4)
+    return counter.count
+
+
+def test_few_compilations_for_lengths_and_batches_in_any_order() -> None:
+    model = llama(vocab=25)
+    # Rows of 1 in caches of 256 and 1024 slots, rows of 4 in 256: each a program for prompts and one for the loop.
+    assert 0 < count_compilations(model, [(1, 1), (3, 200), (1, 600), (4, 30), (1, 77)]) <= 6
+    assert count_compilations(model, [(1, 251), (3, 1), (4, 150), (1, 700)]) == 0
+
+
+@pytest.mark.slow
+def test_all_lengths_and_batches_need_24_compilations() -> None:
+    model = llama(vocab=27)
+    cases = [(b, n) for b in range(1, 9) for n in (1, 2048)]
+    cases += [(int(b), int(n)) for b, n in zip(RNG.integers(1, 9, 60), RNG.integers(1, 2049, 60), strict=True)]
+    RNG.shuffle(cases)
+    assert 0 < count_compilations(model, cases) <= 24
+
+
+def test_a_long_cache_is_read_as_far_as_it_is_written() -> None:
+    """Above 4096 slots a single token, too, reads blocks; the result is that of the short cache."""
+    ids = prompts(1, 20)
+    run = jax.jit(lambda ids, cache: llama()(input_ids=ids, cache=cache))
+    results = []
+    for slots in (64, 8192):
+        out = run(ids, llama().init_operations_cache(1, slots))
+        results.append(run(ids[:, :1], out.cache).logits)
+    np.testing.assert_allclose(results[0], results[1], atol=1e-5 * np.abs(results[0]).max())  # order of sums

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
@@ -40,8 +40,8 @@ class EasyGenerationMixin:
     ) -> GenerationOutput:
         """Continue prompts.
 
-        The prompt and the whole loop run compiled, with the cache updated in place. Prompt lengths are rounded up to
-        few sizes, so that new lengths rarely compile anything.
+        The prompt and the whole loop run compiled, with the cache updated in place. Prompts run in pieces of few sizes,
+        so that new lengths rarely compile anything.
 
         Args:
             input_ids: int `[batch, seq]`; of a model with an encoder, what that reads.
@@ -57,7 +57,8 @@ class EasyGenerationMixin:
                 int8. A sampling knob without `do_sample` means sampling; what is
                 not given comes from `generation_config=`, else the model's. Without a knob nothing is filtered. A model
                 with an encoder also takes `decoder_input_ids` with `decoder_attention_mask`, or
-                `decoder_start_token_id`: what it continues.
+                `decoder_start_token_id`: what it continues. `cache=` gives a `Cache` that holds the first tokens of
+                the prompts, of which `input_ids` are the whole; of one row it serves all of them.
 
         Returns:
             An object with `.sequences`, int32 `[batch, seq + new]`: the prompt as given and the new tokens, padded
@@ -108,3 +109,39 @@ class EasyGenerationMixin:
         from easydel.generation import stream
 
         return stream(self, input_ids, attention_mask, tokenizer=tokenizer, **options)
+
+    def generate_many(
+        self, prompts: Sequence[Any], *, batch_size: int = 16, progress: bool = False, **options: Any
+    ) -> list[np.ndarray]:
+        """Continue any number of prompts of any lengths, `batch_size` at a time.
+
+        A row is given to the next prompt as soon as its answer ends. Sizes are fixed by the longest prompt and answer,
+        so a handful of programs serve all.
+
+        Args:
+            prompts: int `[seq]` each, without padding.
+            batch_size: answers that are written side by side.
+            progress: whether a bar is shown.
+            **options: those of `generate` that do not look back at a row's tokens: lengths, sampling, suppressed tokens
+                and the cache's kind. `max_new_tokens` and `seed` may be lists, one for each prompt; one `seed` is the
+                first prompt's, the next has the next.
+
+        Returns:
+            For each prompt, in order, what `generate` would add to it alone: int32 `[new]`, the end-of-text token
+            included. Where two tokens are equally likely up to rounding they may differ.
+
+        Raises:
+            UnsupportedError: an option that is not offered here, or a model without a cache or with an encoder.
+            ValueError: prompts or options that do not fit.
+        """
+        from easydel.generation import generate_many
+
+        return generate_many(self, prompts, batch_size=batch_size, progress=progress, **options)
+
+    def iterate_many(
+        self, prompts: Sequence[Any], *, batch_size: int = 16, **options: Any
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Do what `generate_many` does and yield each answer as it ends, with its prompt's place in the list."""
+        from easydel.generation import iterate_many
+
+        return iterate_many(self, prompts, batch_size=batch_size, **options)

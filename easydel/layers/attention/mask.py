@@ -19,6 +19,7 @@ class AttentionMask:
         key_slots: int32 `[keys]`, the slot of each key (negative: none); `None`: its place.
         query_segments: int `[batch, queries]`; tokens see only their own segment.
         key_segments: int `[batch, keys]`.
+        own: how many keys at the end are those of the queries, one for each; 0: none are set apart (static).
         causal: whether a query sees no later slot (static).
         window: how many slots a query sees, itself included; `None`: all (static).
     """
@@ -28,6 +29,7 @@ class AttentionMask:
     key_slots: jax.Array | None = None
     query_segments: jax.Array | None = None
     key_segments: jax.Array | None = None
+    own: int = field(default=0, metadata={"static": True})
     causal: bool = field(default=True, metadata={"static": True})
     window: int | None = field(default=None, metadata={"static": True})
 
@@ -35,18 +37,20 @@ class AttentionMask:
         """Return the mask with another window."""
         return replace(self, window=window)
 
-    def over(self, slots: range | jax.Array) -> AttentionMask:
+    def over(self, slots: range | jax.Array, own: int = 0) -> AttentionMask:
         """Return the mask for keys that are some of the slots this mask is about, in this order.
 
         Args:
             slots: the first ones (a range from 0), or int32 `[keys]`, negative where a key is none.
+            own: how many of them at the end are those of the queries; those before come from the first places of a
+                cache on.
         """
         if isinstance(slots, range):
             return replace(self, key_valid=None if self.key_valid is None else self.key_valid[:, : slots.stop])
         holds = (slots >= 0)[None]
         if self.key_valid is not None:
             holds &= jnp.take(self.key_valid, jnp.maximum(slots, 0), axis=1, mode="clip")
-        return replace(self, key_valid=holds, key_slots=slots)
+        return replace(self, key_valid=holds, key_slots=slots, own=own)
 
     def distances(self, queries: range, keys: range) -> jax.Array:
         """Return how many slots each key lies before each query, int32 `[queries, keys]`; negative: after it."""

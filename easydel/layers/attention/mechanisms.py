@@ -14,7 +14,9 @@ import jax.numpy as jnp
 
 from easydel.errors import UnsupportedError
 from easydel.layers.attention.bias import AttentionBias
+from easydel.layers.attention.continued import behind_a_cache, continued
 from easydel.layers.attention.mask import AttentionMask
+from easydel.layers.attention.masking import masked
 
 MAX_BLOCKS = 16
 """The blockwise mechanism makes its blocks larger rather than more of them: each is compiled on its own."""
@@ -61,6 +63,10 @@ def attend(
     """
     if mechanism == "auto":
         mechanism = _choose(query, mask, block_size, plain=softcap is None and bias is None and dropout is None)
+        simple = mechanism == "vanilla" and bias is None and dropout is None and not return_weights
+        if simple and behind_a_cache(mask, query.shape[1], key.shape[1]):
+            of_products: dict[str, Any] = {"scale": scale, "softcap": softcap, "precision": precision}
+            return continued(query, key, value, mask, **of_products, block_size=block_size), None
     if mechanism == "sdpa" and (softcap is not None or dropout is not None):
         what = "soft-capping" if softcap is not None else "dropout on attention weights"
         raise UnsupportedError(
@@ -100,7 +106,7 @@ def vanilla(
     batch, length, heads, dim = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, dim)
     products = jnp.einsum("bqkgd,btkd->bkgqt", grouped, key, precision=precision, preferred_element_type=jnp.float32)
-    products = _masked(products, mask, range(length), range(key.shape[1]), scale, softcap, bias)
+    products = masked(products, mask, range(length), range(key.shape[1]), scale, softcap, bias)
     weights = jax.nn.softmax(products, axis=-1).astype(query.dtype)
     if dropout is not None:
         weights = dropout(weights)
@@ -142,7 +148,7 @@ def blockwise(
             precision=precision,
             preferred_element_type=jnp.float32,
         )
-        products = _masked(products, mask, queries, keys, scale, softcap, bias)
+        products = masked(products, mask, queries, keys, scale, softcap, bias)
         weights = jnp.exp(products - jax.lax.stop_gradient(products.max(axis=-1, keepdims=True)))
         total = weights.sum(axis=-1, keepdims=True)
         weights = weights.astype(query.dtype)
@@ -154,28 +160,6 @@ def blockwise(
         outputs.append((out / total).astype(query.dtype))
     out = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=3)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, value.shape[-1])
-
-
-def _masked(
-    products: jax.Array,
-    mask: AttentionMask,
-    queries: range,
-    keys: range,
-    scale: float,
-    softcap: float | None,
-    bias: AttentionBias | None,
-) -> jax.Array:
-    """Scale, cap, bias and mask products `[batch, kv_heads, group, queries, keys]`."""
-    products = products * scale
-    if softcap is not None:
-        products = softcap * jnp.tanh(products / softcap)
-    if bias is not None:
-        products = products + bias(mask, queries, keys).reshape(1, *products.shape[1:])
-    visible = mask.visible(queries, keys)
-    if visible is None:
-        return products
-    # Finite, so that a row that sees nothing (padding) gives numbers and not NaN.
-    return jnp.where(visible[:, :, None], products, jnp.finfo(jnp.float32).min)
 
 
 def sdpa(
