@@ -20,6 +20,7 @@ from easydel.infra.adapter_files import PEFT_TASKS
 from easydel.infra.registry import get_module_class
 from easydel.infra.source import model_class, read_config
 from easydel.lora.peft_files import AdapterFiles, read_adapter
+from easydel.lora.peft_match import PREFIX
 from easydel.sharding.explain_text import WIDTH, over_layers
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -153,7 +154,7 @@ def _layers(table: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what the adapted layers have, those together that differ in their number only."""
     groups: dict[str, dict[str, Any]] = {}
     for key, entry in table.items():
-        name = key.removeprefix("base_model.model.")
+        name = key.removeprefix(PREFIX)
         layer, _, end = name.partition(".lora_")
         module = over_layers((layer if end else name.rpartition(".")[0]).replace(".", "/")).replace("/", ".")
         group = groups.setdefault(module, {"module": module, "count": 0, "shapes": [], "parameters": 0})

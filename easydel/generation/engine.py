@@ -29,11 +29,16 @@ from easydel.structure import split_again
 
 
 def generate(
-    model: Any, input_ids: Any, attention_mask: Any = None, *, streamer: Any = None, **options: Any
+    model: Any,
+    input_ids: Any,
+    attention_mask: Any = None,
+    *,
+    streamer: Any = None,
+    cache: Cache | None = None,
+    **options: Any,
 ) -> GenerationOutput:
     """Continue prompts; see `EasyGenerationMixin.generate`."""
     started = time.monotonic()
-    cache = options.pop("cache", None)
     prompt, resolved = prepare(model, input_ids, attention_mask, options)
     if streamer is not None:
         check_streamer(streamer, resolved)
@@ -49,13 +54,18 @@ def generate(
 
 
 def stream(
-    model: Any, input_ids: Any, attention_mask: Any = None, *, tokenizer: Any = None, **options: Any
+    model: Any,
+    input_ids: Any,
+    attention_mask: Any = None,
+    *,
+    tokenizer: Any = None,
+    cache: Cache | None = None,
+    **options: Any,
 ) -> Generator[Any]:
     """Yield tokens or text as they are made; see `EasyGenerationMixin.stream`."""
     started = time.monotonic()
     if tokenizer is not None:
         options["tokenizer"] = tokenizer  # for stop strings
-    cache = options.pop("cache", None)
     prompt, resolved = prepare(model, input_ids, attention_mask, options)
     rows = len(prompt.ids) * resolved.num_return_sequences
     check_stream(tokenizer, resolved, rows)

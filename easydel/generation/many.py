@@ -11,10 +11,10 @@ import numpy as np
 
 from easydel.calls import takes
 from easydel.errors import UnsupportedError
+from easydel.generation.engine import prepare
 from easydel.generation.options import GenerationOptions
 from easydel.generation.prefix import feed_within
-from easydel.generation.prompts import SHORTEST_CACHE, bucket, check_prompt
-from easydel.generation.resolve import resolve_options
+from easydel.generation.prompts import SHORTEST_CACHE, bucket
 from easydel.generation.search import Search
 from easydel.generation.seats import SeatLoop, Seats, seat_loop
 from easydel.structure import split_again
@@ -86,26 +86,19 @@ def _check_model(model: Any) -> None:
 
 def _requests(model: Any, prompts: Sequence[Any], options: dict[str, Any]) -> list[Request]:
     """Return prompts with their options, all checked before anything runs."""
-    defaults = options.pop("generation_config", None) or model.generation_config
-    stored = {} if defaults is None else defaults.to_diff_dict()
     limits = _each("max_new_tokens", options.pop("max_new_tokens", None), len(prompts))
     seeds = _each("seed", options.pop("seed", None), len(prompts), counting=True)
-    vocab, longest = getattr(model.config, "vocab_size", None), getattr(model, "longest_sequence", None)
     made = []
     for place, prompt in enumerate(prompts):
+        given = options | {"max_new_tokens": limits[place], "seed": seeds[place]}
         try:
-            ids = check_prompt(np.asarray(prompt)[None], None, vocab)[0][0]
+            checked, resolved = prepare(model, np.asarray(prompt)[None], None, given)
+        except UnsupportedError:  # of the options, which are for all
+            raise
         except ValueError as error:
             raise ValueError(f"prompt {place}: {error}") from error
-        given = options | {"max_new_tokens": limits[place], "seed": seeds[place]}
-        request = Request(ids, resolve_options(given, stored, model.config, len(ids)))
-        _refuse(request.options)
-        if longest is not None and request.span > longest:
-            raise ValueError(
-                f"prompt {place}: {type(model).__name__} has {longest} positions; {len(ids)} tokens and max_new_tokens="
-                f"{request.options.max_new_tokens} do not fit"
-            )
-        made.append(request)
+        _refuse(resolved)
+        made.append(Request(checked.ids[0], resolved))
     return made
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from easydel.caching import Cache
+from easydel.caching import Cache, SlidingCache
 from easydel.errors import UnsupportedError
 from easydel.generation.loop import Feed
 from easydel.generation.prompts import Pieces, align
@@ -103,11 +103,8 @@ _grown = jax.jit(Cache.grow, static_argnums=1)
 
 def _has_window(cache: Cache) -> bool:
     """Whether a layer looks back at a number of slots, so that empty ones between count."""
-    nodes: list[Any] = []
 
-    def collect(node: Any) -> bool:
-        nodes.append(node)
-        return False
+    def is_ring(node: Any) -> bool:
+        return isinstance(node, SlidingCache)
 
-    jax.tree.flatten(cache.layers, is_leaf=collect)
-    return any(hasattr(node, "window") and isinstance(node.window, int) for node in nodes)
+    return any(map(is_ring, jax.tree.leaves(cache.layers, is_leaf=is_ring)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import re
 import shutil
@@ -17,7 +16,8 @@ import numpy as np
 from flax import nnx
 
 from easydel.errors import CheckpointError
-from easydel.hub.commit import commit, locked, recover_locked, staging, sweep
+from easydel.hub.commit import commit, locked, staging
+from easydel.hub.files import check_room, recover_all, saved_into
 from easydel.hub.quantized import file_links
 from easydel.hub.resolve import INDEX, SINGLE, TEMPLATES, TOKENIZER_FILES, check_inside, read_index
 from easydel.hub.safetensors import header_bytes
@@ -26,7 +26,6 @@ from easydel.stacked import Held
 
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", re.IGNORECASE)
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -72,18 +71,10 @@ def save_module(
     for name in extras:
         check_inside(name, "extra_files")
     tensors, variables = _tensors(module), stored_variables(module)
-    if directory.exists() and not directory.is_dir():
-        raise CheckpointError(f"{directory}: is a file; give a directory to save into")
-    made = make_directory(directory)
-    try:
+    with saved_into(directory):
         with locked(directory):
             recover_all(directory)
-        needed = sum(tensor.nbytes for tensor in tensors.values()) + sum(map(len, extras.values()))
-        free = shutil.disk_usage(directory).free
-        if needed > free:
-            raise CheckpointError(
-                f"{directory}: saving needs {needed:,} bytes but the disk has {free:,} free; nothing was changed"
-            )
+        check_room(directory, sum(tensor.nbytes for tensor in tensors.values()) + sum(map(len, extras.values())))
         with staging(directory) as stage:
             shards = _split(tensors, limit)
             for name, members in shards.items():
@@ -92,23 +83,6 @@ def save_module(
             with locked(directory):
                 recover_all(directory)
                 _switch(directory, stage, shards, names)
-    except OSError as error:
-        what = "the disk is full" if error.errno in FULL else f"cannot be saved into: {error}"
-        raise CheckpointError(f"{directory}: {what}; nothing was changed. Free some space or save elsewhere") from error
-    finally:
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # only if nothing was saved into it
-
-
-def make_directory(directory: Path) -> list[Path]:
-    """Make a directory and return those that were made for it, innermost first."""
-    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{directory}: cannot be made: {error}; save elsewhere") from error
-    return made
 
 
 def _switch(directory: Path, stage: Path, shards: Mapping[str, Mapping[str, _Tensor]], names: list[str]) -> None:
@@ -138,12 +112,6 @@ def _write_index(
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (stage / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     return shards
-
-
-def recover_all(directory: Path) -> None:
-    """Finish or clear away what earlier saves left; the caller holds the directory's lock."""
-    recover_locked(directory, discard_conflicts=True)
-    sweep(directory)
 
 
 def parse_size(size: str | int, name: str = "max_shard_size") -> int:

@@ -82,27 +82,14 @@ def load_adapters(cls: Any, directory: str | Path, tx: optax.GradientTransformat
         raise CheckpointError(f"{directory}: holds a whole model, no adapters: leave model= out")
     if type(model).__name__ != about["class"]:
         raise CheckpointError(f"{directory}: holds adapters of a {about['class']}, not of a {type(model).__name__}")
-    frozen = frozenset(about["frozen"])
     adapted = nnx.clone(model)  # the arrays are shared
     if not adapted.lora_is_enabled:
         adapting.add(adapted, DEFAULT, LoraConfig.from_dict(about["lora"]))
     graphdef, _, other = split(adapted)
     params = nest(param_arrays(adapted))
-    trained = choose(params, frozen, inside=False)
-    whole = everywhere(params) or SingleDeviceSharding(next(iter(jax.tree.leaves(params)[0].devices())))
-    opt_state = jax.eval_shape(tx.init, trained)
-    places = optimizer_shardings(opt_state, trained, whole)
-    template = cls(
-        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
-        params=params,
-        other=other,
-        opt_state=jax.tree.map(
-            lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), opt_state, places
-        ),
-        tx=tx,
-        graphdef=graphdef,
-        frozen=frozen,
-    )
+    place = everywhere(params) or SingleDeviceSharding(next(iter(jax.tree.leaves(params)[0].devices())))
+    parts = {"params": params, "other": other, "graphdef": graphdef, "frozen": frozenset(about["frozen"])}
+    template = _before_reading(cls, tx, place, **parts)
     check_base(about, describe_base(template), directory)
     arrays, _ = load_arrays(directory, named_arrays(template))
     return replace(template, **with_arrays(template, arrays))
@@ -125,22 +112,34 @@ def abstract_state(cls: Any, config: Any, tx: Any, about: Any, model_class: Any,
         model = model_class.lazy_init(config, mesh, rules, **dtypes)
         place = NamedSharding(model.mesh, PartitionSpec())
 
-    def placed(leaf: Any, where: Any = None) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where or leaf.sharding or place)
+    def placed(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or place)
 
     graphdef, _, other = split(model)
-    params = jax.tree.map(placed, nest(param_arrays(model)))
-    frozen = frozenset(about["frozen"])
+    params, other = jax.tree.map(placed, (nest(param_arrays(model)), other))
+    parts = {"params": params, "other": other, "graphdef": graphdef, "frozen": frozenset(about["frozen"])}
+    return _before_reading(cls, tx, place, **parts)
+
+
+def _before_reading(
+    cls: Any, tx: optax.GradientTransformation, place: Any, *, params: Any, frozen: frozenset[str], **parts: Any
+) -> Any:
+    """Return a state of these parts whose count and optimizer state are shapes, laid out as the parameters are.
+
+    Args:
+        cls: of the state.
+        tx: the optimizer.
+        place: of what does not follow a parameter.
+        params: arrays or shapes, with shardings.
+        frozen: paths of those that are not trained.
+        **parts: the state's other fields.
+    """
     trained = choose(params, frozen, inside=False)
-    opt_state = jax.eval_shape(tx.init, trained)
-    opt_state = jax.tree.map(placed, opt_state, optimizer_shardings(opt_state, trained, place))
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=place)
-    return cls(
-        step=step,
-        params=params,
-        other=jax.tree.map(placed, other),
-        opt_state=opt_state,
-        tx=tx,
-        graphdef=graphdef,
-        frozen=frozen,
+    shapes = jax.eval_shape(tx.init, trained)
+    opt_state = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        optimizer_shardings(shapes, trained, place),
     )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=place)
+    return cls(step=step, params=params, opt_state=opt_state, tx=tx, frozen=frozen, **parts)

@@ -19,6 +19,7 @@ from easydel.hub.weight_map import build_links, tied_names
 from easydel.infra import placing
 from easydel.infra.construct import abstract_module
 from easydel.infra.vocabulary import text_config
+from easydel.lora.saved import is_inside
 from easydel.paths import drop_attribute, named_modules, named_variables
 
 
@@ -119,7 +120,7 @@ class Untying:
         aliases = tied_names(self.module)
         made: dict[str, jax.Array] = {}
         for link in build_links(self.built):
-            if not any(path.startswith(f"{new}/") for new in self.new for path in link.targets):
+            if not any(is_inside(path, self.new) for path in link.targets):
                 continue
             found = [sources.get(name) or sources.get(aliases.get(name, "")) for name in link.sources]
             if any(each is None for each in found):

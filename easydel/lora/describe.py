@@ -38,27 +38,39 @@ def described(module: nnx.Module, adapter: Adapter) -> LoraConfig:
         scales = np.asarray(adapter.arrays[path]["scale"]).reshape(-1)
         for layer, scale in zip(layer_paths(path) or [path], scales, strict=True):
             ranks[layer], alphas[layer] = spec.rank, float(scale) * spec.rank
-    rank, rank_pattern = usual(ranks)
-    alpha, alpha_pattern = usual(alphas)
     modules = named_modules(module, by_layer=False)
-    return LoraConfig(
-        rank=rank,
-        alpha=alpha,
-        pattern=f"^(?:{'|'.join(map(re.escape, ranks))})$",
+    return config_of(
+        ranks,
+        alphas,
+        saved=[layer for path in adapter.saved for layer in layer_paths(path) or [path]],
         dropout=max(spec.dropout for spec in adapter.specs.values()),
         use_dora=any(spec.dora for spec in adapter.specs.values()),
-        rank_pattern=rank_pattern,
-        alpha_pattern=alpha_pattern,
         fused=any(spec.shares for spec in adapter.specs.values()),
-        modules_to_save=_modules_of(adapter.saved),
         embeddings=any(isinstance(modules[path], nnx.Embed) for path in adapter.specs),
     )
 
 
-def _modules_of(variables: Iterable[str]) -> tuple[str, ...]:
-    """Return an expression for the path of each module that holds one of these variables."""
-    paths = (layer.rpartition("/")[0] for path in variables for layer in layer_paths(path) or [path])
-    return tuple(f"^{re.escape(path)}$" for path in dict.fromkeys(paths))
+def config_of(ranks: dict[str, int], alphas: dict[str, Any], saved: Iterable[str], **others: Any) -> LoraConfig:
+    """Return a config that names each layer.
+
+    Args:
+        ranks: path of a layer → rank.
+        alphas: path → alpha.
+        saved: paths of the parameters that are trained whole.
+        **others: further fields of the config.
+    """
+    rank, rank_pattern = usual(ranks)
+    alpha, alpha_pattern = usual(alphas)
+    whole = dict.fromkeys(path.rpartition("/")[0] for path in saved)
+    return LoraConfig(
+        rank=rank,
+        alpha=alpha,
+        pattern=f"^(?:{'|'.join(map(re.escape, ranks))})$",
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        modules_to_save=tuple(f"^{re.escape(path)}$" for path in whole),
+        **others,
+    )
 
 
 def usual(values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

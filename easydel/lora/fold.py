@@ -16,6 +16,7 @@ from flax import nnx
 
 from easydel.lora.adapters import adapted_layers
 from easydel.lora.layer import LoraAdapter, detach, magnitude_ratio
+from easydel.lora.saved import exchange
 from easydel.lora.weights import scaled_product, weight_matrix, weight_name
 from easydel.quantization.apply import quantize_parts
 from easydel.quantization.report import remember_errors
@@ -77,8 +78,8 @@ def unmerge(module: nnx.Module) -> None:
             "keeps them, no copy of it and no state's model"
         )
     for layer in layers.values():
-        for name, array in _ORIGINALS.pop(layer.lora).items():
-            _put(getattr(layer, name), array)
+        originals = _ORIGINALS.pop(layer.lora)
+        exchange({name: getattr(layer, name) for name in originals}, originals)
         layer.lora.merged = False
 
 
@@ -113,10 +114,9 @@ def _fold(module: nnx.Module, layers: Mapping[str, Any], *, keep: bool) -> None:
             errors |= dict(zip(layer_paths(path) or [path], found, strict=True))
         else:
             parts = {weight_name(layer): weight}
+        before = exchange({name: getattr(layer, name) for name in parts}, parts)
         if keep:
-            _ORIGINALS[layer.lora] = {name: getattr(layer, name).get_value() for name in parts}
-        for name, array in parts.items():
-            _put(getattr(layer, name), array)
+            _ORIGINALS[layer.lora] = before
     _REPORTS.pop(module, None)
     if errors:
         report = _REPORTS[module] = FoldReport(method, errors)
@@ -153,9 +153,3 @@ def _requantized(layer: Any, weight: jax.Array) -> tuple[dict[str, jax.Array], l
     errors = [float(value) for value in np.asarray(error).reshape(-1)]
     remember_errors(layer, errors)
     return parts, errors
-
-
-def _put(variable: nnx.Variable, array: jax.Array) -> None:
-    """Put an array where the variable's lies, in its type."""
-    held = variable.get_value()
-    variable.set_value(jax.device_put(array.astype(held.dtype), held.sharding))

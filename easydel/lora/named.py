@@ -21,7 +21,7 @@ from easydel.lora.adapters import Arrays, adapted_layers, install, new_arrays, p
 from easydel.lora.choose import Planned
 from easydel.lora.config import LoraConfig
 from easydel.lora.layer import AdapterSpec, is_adapted
-from easydel.lora.saved import check_saved, chosen_variables, exchange, mark, saved_variables, unmark, values
+from easydel.lora.saved import check_saved, chosen_variables, exchange, like, mark, saved_variables, unmark, values
 from easydel.paths import named_modules, named_variables, nearest
 from easydel.stacked import layer_paths
 
@@ -153,7 +153,7 @@ def set_adapter(module: nnx.Module, name: str) -> None:
             for key, variable in layers[path].lora.variables().items():
                 held, array = old.arrays[path][key], arrays[key]
                 if array.sharding != held.sharding or array.dtype != held.dtype:  # the model was moved, or cast
-                    array = jax.device_put(array.astype(held.dtype), held.sharding)
+                    array = like(held, array)
                 variable.set_value(array)
     else:
         remove(module)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from easydel.errors import CheckpointError
 from easydel.hub.quantized import float_variables
 from easydel.hub.save import link_arrays
 from easydel.lora.config import LoraConfig
-from easydel.lora.describe import usual
-from easydel.lora.peft_config import PeftConfig
+from easydel.lora.describe import config_of
 from easydel.lora.peft_files import AdapterFiles
 from easydel.lora.peft_match import AdapterMatch, Names, match_adapter
 from easydel.lora.peft_tensors import from_tensors
@@ -64,7 +62,16 @@ def load_adapter(files: AdapterFiles, module: Any, names: Names) -> LoadedAdapte
         for path, arrays in from_tensors(layer, tensors).items():
             layers[path] = arrays
             ranks[path], alphas[path] = config.rank_of(name), config.alpha_of(name)
-    made = _config_of(config, match, ranks, alphas)
+    made = config_of(
+        ranks,
+        alphas,
+        saved=[path for link in match.saved for path in link.targets],
+        dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        embeddings=any(layer.is_embedding for layer, _ in match.adapted),
+        fused=any(len(layer.paths) > 1 for layer, _ in match.adapted),
+    )
     for path, arrays in layers.items():
         arrays["scale"] = np.asarray(made.scale_of(path), np.float32)
     saved: dict[str, np.ndarray] = {}
@@ -76,27 +83,6 @@ def load_adapter(files: AdapterFiles, module: Any, names: Names) -> LoadedAdapte
     return LoadedAdapter(made, _stacked(layers, stacks), _stacked_arrays(saved, stacks))
 
 
-def _config_of(
-    config: PeftConfig, match: AdapterMatch, ranks: Mapping[str, int], alphas: Mapping[str, float]
-) -> LoraConfig:
-    rank, rank_pattern = usual(dict(ranks))
-    alpha, alpha_pattern = usual(dict(alphas))
-    modules = dict.fromkeys(path.rpartition("/")[0] for link in match.saved for path in link.targets)
-    return LoraConfig(
-        rank=rank,
-        alpha=alpha,
-        pattern=f"^(?:{'|'.join(map(re.escape, ranks))})$",
-        dropout=config.lora_dropout,
-        use_rslora=config.use_rslora,
-        use_dora=config.use_dora,
-        rank_pattern=rank_pattern,
-        alpha_pattern=alpha_pattern,
-        embeddings=any(layer.is_embedding for layer, _ in match.adapted),
-        fused=any(len(layer.paths) > 1 for layer, _ in match.adapted),
-        modules_to_save=tuple(f"^{re.escape(path)}$" for path in modules),
-    )
-
-
 def _stacks(module: nnx.Module) -> dict[str, tuple[str, int]]:
     """Return path of a layer, or of its parameter → stored path and place, of what is stored stacked."""
     stored = [*named_modules(module, by_layer=False), *named_variables(module, by_layer=False)]
@@ -105,13 +91,11 @@ def _stacks(module: nnx.Module) -> dict[str, tuple[str, int]]:
 
 def _stacked(layers: Arrays, stacks: Mapping[str, tuple[str, int]]) -> Arrays:
     """Return arrays of layers under the paths that they are stored under."""
-    flat = {f"{path}\n{name}": array for path, arrays in layers.items() for name, array in arrays.items()}
-    places = {f"{path}\n{name}": (f"{stacks[path][0]}\n{name}", stacks[path][1])
-              for path, arrays in layers.items() if path in stacks for name in arrays}  # fmt: skip
     found: Arrays = {}
-    for key, array in _stacked_arrays(flat, places).items():
-        path, name = key.split("\n")
-        found.setdefault(path, {})[name] = array
+    for name in dict.fromkeys(name for arrays in layers.values() for name in arrays):
+        held = {path: arrays[name] for path, arrays in layers.items() if name in arrays}
+        for path, array in _stacked_arrays(held, stacks).items():
+            found.setdefault(path, {})[name] = array
     return found
 
 

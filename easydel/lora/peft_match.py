@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from easydel.lora.peft_files import CONFIG, AdapterFiles
 from easydel.lora.peft_names import PeftLayer, memory_links, peft_layers
 from easydel.lora.peft_targets import is_saved_name, targeted
 from easydel.lora.peft_tensors import tensor_shapes
+from easydel.lora.saved import is_inside
 from easydel.paths import nearest
 
 PREFIX = "base_model.model."
@@ -54,13 +55,13 @@ class Names:
         links = memory_links(module)
         layers = peft_layers(module, links)
         if untied is not None:
-            extra = [each for each in memory_links(untied) if any(_is_in(path, new) for path in each.targets)]
+            extra = [each for each in memory_links(untied) if any(is_inside(path, new) for path in each.targets)]
             links, layers = [*links, *extra], layers | peft_layers(untied, extra)
         every = {*heads, *new}
         return cls(
             layers,
             {name: link for link in links for name in link.sources},
-            frozenset(layer.name for layer in layers.values() if any(_is_in(path, every) for path in layer.paths)),
+            frozenset(layer.name for layer in layers.values() if any(is_inside(path, every) for path in layer.paths)),
             getattr(module, "base_model_prefix", "") or "",
             tied_names(module),
         )
@@ -224,7 +225,3 @@ def _other_tensors(
                     Problem("missing", PREFIX + spelled.get(name, name), describe("float", shape), "nothing")
                 )
     return list(saved.values()), base, table
-
-
-def _is_in(path: str, modules: Collection[str] | Sequence[str]) -> bool:
-    return any(path == outer or path.startswith(f"{outer}/") for outer in modules)

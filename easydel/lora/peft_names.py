@@ -44,11 +44,6 @@ class PeftLayer:
     is_conv1d: bool = False
     order: int = 0
 
-    @property
-    def module(self) -> str:
-        """Name of the module that holds the weight."""
-        return self.name if self.experts is None else self.name.rpartition(".")[0]
-
 
 def memory_links(module: nnx.Module) -> list[Link]:
     """Return the weight map to transformers' model in memory; quantized kernels stand in it as floats."""

@@ -53,10 +53,9 @@ def _tensors_of(adapter: Adapter, layers: Mapping[str, PeftLayer]) -> dict[str, 
     owner = {path: layer for layer in layers.values() for path in layer.paths}
     parts: dict[str, dict[str, np.ndarray]] = {}
     for stored, arrays in adapter.arrays.items():
-        held = {name: host_array(array) for name, array in arrays.items()}
-        paths = layer_paths(stored)
-        for place, path in enumerate(paths or [stored]):
-            parts[path] = held if paths is None else {name: array[place] for name, array in held.items()}
+        for name, array in arrays.items():
+            for path, one in _by_layer(stored, array).items():
+                parts.setdefault(path, {})[name] = one
     if lost := [path for path in parts if path not in owner]:
         raise UnsupportedError(
             f"save_adapter: PEFT has no layer for {', '.join(lost[:3])} ({len(lost)} in all): adapters of layers whose "
@@ -67,12 +66,16 @@ def _tensors_of(adapter: Adapter, layers: Mapping[str, PeftLayer]) -> dict[str, 
     return {name: to_tensors(layers[name], [parts.get(path) for path in layers[name].paths]) for name in adapted}
 
 
+def _by_layer(stored: str, array: Any) -> dict[str, np.ndarray]:
+    """Return path of each layer → its part of what is stored under a path, on the host."""
+    whole, paths = host_array(array), layer_paths(stored)
+    return {stored: whole} if paths is None else dict(zip(paths, whole, strict=True))
+
+
 def _saved_tensors(adapter: Adapter, links: Collection[Link]) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for stored, array in adapter.saved.items():
-        whole = host_array(array)
-        paths = layer_paths(stored)
-        arrays |= {stored: whole} if paths is None else {path: whole[place] for place, path in enumerate(paths)}
+        arrays |= _by_layer(stored, array)
     found: dict[str, np.ndarray] = {}
     for link in links:
         held = [path in arrays for path in link.targets]

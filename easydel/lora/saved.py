@@ -83,7 +83,7 @@ def mark(variables: Mapping[str, nnx.Variable], arrays: Mapping[str, jax.Array])
     for path, variable in variables.items():
         held = before[path] = variable.get_value()
         # A copy: training may donate what the model holds, and the base's numbers must outlive that.
-        variable.set_value(_like(held, arrays[path]) if path in arrays else jnp.array(held, copy=True))
+        variable.set_value(like(held, arrays[path]) if path in arrays else jnp.array(held, copy=True))
         variable.set_metadata(_MARK, True)
     return before
 
@@ -93,7 +93,7 @@ def unmark(variables: Mapping[str, nnx.Variable], arrays: Mapping[str, jax.Array
     for path, variable in variables.items():
         variable.del_metadata(_MARK)
         if arrays is not None:
-            variable.set_value(_like(variable.get_value(), arrays[path]))
+            variable.set_value(like(variable.get_value(), arrays[path]))
 
 
 def values(variables: Mapping[str, nnx.Variable]) -> dict[str, jax.Array]:
@@ -105,11 +105,12 @@ def exchange(variables: Mapping[str, nnx.Variable], arrays: Mapping[str, jax.Arr
     """Give parameters other numbers; return those that they had."""
     before = values(variables)
     for path, variable in variables.items():
-        variable.set_value(_like(before[path], arrays[path]))
+        variable.set_value(like(before[path], arrays[path]))
     return before
 
 
-def _like(held: jax.Array, array: jax.Array) -> jax.Array:
+def like(held: jax.Array, array: jax.Array) -> jax.Array:
+    """Return an array in the type of another one, where that one lies."""
     if isinstance(held, jax.Array) and not isinstance(held, jax.core.Tracer):
         return jax.device_put(jnp.asarray(array, held.dtype), held.sharding)
     return jnp.asarray(array, held.dtype)

@@ -67,8 +67,12 @@ def _whole(
 
 
 def _whole_forward(x: jax.Array, codes: jax.Array, scales: jax.Array, *how: Any) -> tuple[jax.Array, Any]:
-    # Of `x` only type and width are needed: an array of no rows keeps both.
-    return _whole(x, codes, scales, *how), (jnp.zeros((0, x.shape[-1]), x.dtype), codes, scales)
+    return _whole(x, codes, scales, *how), _kept(x, codes, scales)
+
+
+def _kept(x: jax.Array, codes: jax.Array, scales: jax.Array) -> tuple[jax.Array, ...]:
+    """Return what a gradient needs. Of `x` that is type and width: an array of no rows keeps both."""
+    return jnp.zeros((0, x.shape[-1]), x.dtype), codes, scales
 
 
 def _whole_backward(format: Kind, group_size: int, precision: Any, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
@@ -151,19 +155,15 @@ def quantize_tokens(x: jax.Array, format: str) -> tuple[jax.Array, jax.Array]:
     return jnp.clip(codes, -LARGEST[format], LARGEST[format]).astype(jnp.int8), scales
 
 
-def _integer_backward(format: str, group_size: int, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
-    like, codes, scales = kept
-    weight = dequantize(codes, scales, kind=format, group_size=group_size, inputs=like.shape[-1])
-    contracted = (((gradient.ndim - 1,), (0,)), ((), ()))
-    return jax.lax.dot_general(gradient.astype(jnp.float32), weight, contracted).astype(like.dtype), None, None
+def _integer_backward(format: Kind, group_size: int, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
+    given, *rest = _whole_backward(format, group_size, None, kept, gradient.astype(jnp.float32))
+    return given.astype(kept[0].dtype), *rest
 
 
 def _integer_forward(
     x: jax.Array, codes: jax.Array, scales: jax.Array, format: str, group_size: int
 ) -> tuple[jax.Array, Any]:
-    # Of `x` only type and width are needed: an array of no rows keeps both.
-    like = jnp.zeros((0, x.shape[-1]), x.dtype)
-    return _integer(x, codes, scales, format, group_size), (like, codes, scales)
+    return _integer(x, codes, scales, format, group_size), _kept(x, codes, scales)
 
 
 _integer.defvjp(_integer_forward, _integer_backward)

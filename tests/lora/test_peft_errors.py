@@ -25,19 +25,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 PREFIX = "base_model.model.model.layers.0.self_attn"
 
 
-@pytest.fixture(scope="module")
-def case() -> Any:
-    return pair("llama", FAMILIES["llama"].main.name)
-
-
-@pytest.fixture(scope="module")
-def saved(case: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sound adapter of PEFT's."""
-    folder = tmp_path_factory.mktemp("sound")
-    peft_of(case, target_modules=["q_proj", "v_proj"]).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def folder(saved: Path, tmp_path: Path) -> Path:
     """A copy of it, to be broken."""

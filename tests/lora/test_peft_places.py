@@ -17,25 +17,12 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from easydel import EasyDeLBaseModule
 from easydel.errors import CheckpointError
-from tests.lora.peft_models import FORWARD, loaded, our_logits, peft_of, same_files
+from tests.lora.peft_models import FORWARD, loaded, our_logits, same_files
 from tests.lora.tiny import arrays_of, assert_unharmed, randomise
-from tests.models.pairs import close, pair
-from tests.models.table import FAMILIES
+from tests.models.pairs import close
 from tests.training.runs import tiny_llama, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-
-@pytest.fixture(scope="module")
-def case() -> Any:
-    return pair("llama", FAMILIES["llama"].main.name)
-
-
-@pytest.fixture(scope="module")
-def saved(case: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sound")
-    peft_of(case, target_modules=["q_proj", "v_proj"]).save_pretrained(folder)
-    return folder
 
 
 def test_a_run_of_adapters_leaves_them_in_peft_s_files(tmp_path: Path) -> None:
