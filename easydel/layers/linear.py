@@ -19,9 +19,24 @@ MATRICES = (((1,), (0,)), ((), ()))
 def product(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, *args: Any, **options: Any) -> jax.Array:
     """Compute `jax.lax.dot_general`; a few rows on one CPU, as when tokens are generated, by a kernel of our own."""
     numbers = tuple(tuple(tuple(axes) for axes in pair) for pair in dimension_numbers)
-    if numbers == MATRICES and lhs.ndim == 2 and is_on_one_device() and native.serves_few_rows(lhs, rhs):
-        return native.few_rows(lhs, rhs)
+    if numbers == MATRICES and lhs.ndim == 2 and is_on_one_device() and native.serves_few_rows(lhs, [rhs]):
+        return native.few_rows(lhs, [rhs])[0]
     return jax.lax.dot_general(lhs, rhs, dimension_numbers, *args, **options)
+
+
+def project(inputs: jax.Array, *layers: Any) -> tuple[jax.Array, ...]:
+    """Return what each of some layers makes of the same inputs, `[..., in]` to `[..., out]`.
+
+    Where a few rows are multiplied on one CPU, plain layers are computed in one call of the kernel.
+    """
+    if is_on_one_device() and all(type(layer) is Linear and layer.dot_general is product for layer in layers):
+        operands = [layer.operands(inputs) for layer in layers]
+        x, kernels = operands[0][0], [kernel for _, kernel, _ in operands]
+        alike = x.ndim == 2 and all(other.dtype == x.dtype for other, _, _ in operands)
+        if alike and native.serves_few_rows(x, kernels):
+            made = zip(native.few_rows(x, kernels), operands, strict=True)
+            return tuple(_completed(y, bias, inputs) for y, (_, _, bias) in made)
+    return tuple(layer(inputs) for layer in layers)
 
 
 class Linear(nnx.Linear):
@@ -53,18 +68,24 @@ class Linear(nnx.Linear):
 
     def __call__(self, inputs: jax.Array, out_sharding: object = None) -> jax.Array:
         """Map `[..., in]` to `[..., out]`."""
+        x, kernel, bias = self.operands(inputs)
+        options = {} if self.preferred_element_type is None else {"preferred_element_type": self.preferred_element_type}
+        contracted = (((x.ndim - 1,), (0,)), ((), ()))
+        return _completed(self.dot_general(x, kernel, contracted, precision=self.precision, **options), bias, inputs)
+
+    def operands(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Return what is multiplied, `[rows, in]` and `[in, out]`, and the bias, in the dtype of computation."""
         bias = None if self.bias is None else self.bias.get_value()
         x, kernel, bias = self.promote_dtype((inputs, self.kernel.get_value(), bias), dtype=self.dtype)
         if self.roles is not None:  # in the compute dtype: fewer bytes are gathered
             kernel = at_use(kernel, inputs, *self.roles)
         if inputs.ndim > 2 and not sequence_is_split():
             x = x.reshape(-1, inputs.shape[-1])
-        options = {} if self.preferred_element_type is None else {"preferred_element_type": self.preferred_element_type}
-        contracted = (((x.ndim - 1,), (0,)), ((), ()))
-        y = self.dot_general(x, kernel, contracted, precision=self.precision, **options)
-        if bias is not None:
-            y += bias
-        return y.reshape(*inputs.shape[:-1], y.shape[-1])
+        return x, kernel, bias
+
+
+def _completed(y: jax.Array, bias: jax.Array | None, inputs: jax.Array) -> jax.Array:
+    return (y if bias is None else y + bias).reshape(*inputs.shape[:-1], y.shape[-1])
 
 
 def flat_inputs(inputs: jax.Array, axes: Sequence[int] = (-1,)) -> jax.Array:

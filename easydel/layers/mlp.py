@@ -10,7 +10,7 @@ from flax import nnx
 
 from easydel.layers.activations import activation
 from easydel.layers.dropout import make_dropout
-from easydel.layers.linear import Linear, normal_init, stddev_of
+from easydel.layers.linear import Linear, normal_init, project, stddev_of
 from easydel.sharding import constrain
 
 
@@ -52,7 +52,8 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[batch, seq, hidden]` to the same shape."""
-        hidden = self.act(self.gate_proj(x)) * self.up_proj(x)
+        gate, up = project(x, self.gate_proj, self.up_proj)
+        hidden = self.act(gate) * up
         return self.down_proj(_dropped(self.dropout, constrain(hidden, "batch", "sequence", "mlp")))
 
 

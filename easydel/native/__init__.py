@@ -8,6 +8,7 @@ compiled for a CPU.
 from easydel.native.few_rows import few_rows, serves_few_rows
 from easydel.native.grouped import grouped, serves_grouped
 from easydel.native.library import is_available
+from easydel.native.one_query import one_query, serves_one_query
 from easydel.native.quantized import MOST_ROWS, dequantized, integer_rows, quantized_rows, serves_quantized_rows
 from easydel.native.quantized_groups import integer_groups, quantized_groups, serves_quantized_groups
 from easydel.native.slices import Slice, kernels_are_sliced, slice_of
@@ -22,10 +23,12 @@ __all__ = [
     "integer_rows",
     "is_available",
     "kernels_are_sliced",
+    "one_query",
     "quantized_groups",
     "quantized_rows",
     "serves_few_rows",
     "serves_grouped",
+    "serves_one_query",
     "serves_quantized_groups",
     "serves_quantized_rows",
     "slice_of",

@@ -18,31 +18,53 @@ namespace {
 
 constexpr int64_t kLeastPart = 128 << 10;  // bytes: handing out a smaller part costs more than it saves
 
-// y = x times the matrix at `place` of a stack of matrices.
-ffi::Error FewRows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> stack, ffi::Buffer<ffi::S32> place,
-                   ffi::ResultBuffer<ffi::F32> y) {
-  const auto of_x = x.dimensions(), of_stack = stack.dimensions();
-  if (of_x.size() != 2 || of_stack.size() != 3 || of_x[1] != of_stack[1] || place.element_count() != 1) {
-    return ffi::Error::InvalidArgument("few_rows takes [rows, in], [layers, in, out] and a layer");
+// One of the products: its matrix [depth, width], its result, and the widths of those before it.
+struct Product {
+  const float* matrix;
+  float* to;
+  int64_t width, before;
+};
+
+// x times the matrices at `place` of stacks of matrices: several together, since each call costs the threads some
+// microseconds to come together.
+ffi::Error FewRows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S32> place, ffi::RemainingArgs stacks,
+                   ffi::RemainingRets results) {
+  if (x.dimensions().size() != 2 || place.element_count() != 1 || stacks.size() != results.size()) {
+    return ffi::Error::InvalidArgument("few_rows takes [rows, in], a layer and [layers, in, out] for each result");
   }
-  const int64_t rows = of_x[0], depth = of_stack[1], width = of_stack[2];
-  const int64_t layer = std::clamp<int64_t>(place.typed_data()[0], 0, of_stack[0] - 1);  // as XLA's slices do
-  const int64_t bytes = depth * width * static_cast<int64_t>(sizeof(float));
+  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1];
+  std::vector<Product> products;
+  int64_t bytes = 0, widths = 0;
+  for (size_t number = 0; number < stacks.size(); ++number) {
+    const auto stack = stacks.get<ffi::Buffer<ffi::F32>>(number);
+    auto result = results.get<ffi::Buffer<ffi::F32>>(number);
+    if (!stack || !result || stack->dimensions().size() != 3 || stack->dimensions()[1] != depth) {
+      return ffi::Error::InvalidArgument("few_rows takes float32 matrices [layers, in, out] for x [rows, in]");
+    }
+    const int64_t width = stack->dimensions()[2];
+    const int64_t layer = std::clamp<int64_t>(place.typed_data()[0], 0, stack->dimensions()[0] - 1);  // as XLA's slices
+    products.push_back({stack->typed_data() + layer * depth * width, (*result)->typed_data(), width, widths});
+    bytes += depth * width * static_cast<int64_t>(sizeof(float));
+    widths += width;
+  }
   const int64_t parts = std::clamp<int64_t>(bytes / kLeastPart, 1, Threads(pool));
-  const float *from = x.typed_data(), *matrix = stack.typed_data() + layer * depth * width;
-  float* to = y->typed_data();
-  std::vector<float> sums((parts - 1) * rows * width);  // of all parts but the first, which is summed into y
+  std::vector<float> sums((parts - 1) * rows * widths);  // of all parts but the first, which is summed into the results
 
   ForEach(pool, parts, [&](int64_t part) {
     const int64_t groups = depth / kGroup;
     const int64_t first = groups * part / parts * kGroup;
     const int64_t last = part + 1 == parts ? depth : groups * (part + 1) / parts * kGroup;
-    float* sum = part == 0 ? to : sums.data() + (part - 1) * rows * width;
-    MultiplyFewRows({from + first, rows, depth}, {matrix + first * width, last - first, width}, sum, width, width);
+    for (const Product& one : products) {
+      float* sum = part == 0 ? one.to : sums.data() + ((part - 1) * widths + one.before) * rows;
+      MultiplyFewRows({x.typed_data() + first, rows, depth}, {one.matrix + first * one.width, last - first, one.width}, sum,
+                      one.width, one.width);
+    }
   });
   for (int64_t part = 1; part < parts; ++part) {
-    const float* sum = sums.data() + (part - 1) * rows * width;
-    for (int64_t c = 0; c < rows * width; ++c) to[c] += sum[c];
+    for (const Product& one : products) {
+      const float* sum = sums.data() + ((part - 1) * widths + one.before) * rows;
+      for (int64_t c = 0; c < rows * one.width; ++c) one.to[c] += sum[c];
+    }
   }
   return ffi::Error::Success();
 }
@@ -54,6 +76,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(easydel_few_rows, easydel::FewRows,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+                                  .RemainingArgs()
+                                  .RemainingRets());

@@ -13,6 +13,7 @@ from easydel.native.build import LIBRARY
 
 TARGETS = (
     "easydel_few_rows",
+    "easydel_one_query",
     "easydel_grouped",
     "easydel_grouped_outer",
     "easydel_quantized_rows",

@@ -203,13 +203,13 @@ def test_blocks_that_know_their_number_are_not_stored_together() -> None:
 def test_products_in_a_scan_read_a_stack_or_are_left_to_xla() -> None:
     rows, stack = jnp.ones((1, 256)), jnp.ones((2, 256, 256))
     kernel = stack[0]
-    elsewhere = native.serves_few_rows(rows, kernel)
+    elsewhere = native.serves_few_rows(rows, [kernel])
     assert elsewhere == native.is_available()
     with native.kernels_are_sliced([]):
-        assert not native.serves_few_rows(rows, kernel)
+        assert not native.serves_few_rows(rows, [kernel])
     with native.kernels_are_sliced([native.Slice(kernel, stack, jnp.int32(0))]):
-        assert native.serves_few_rows(rows, kernel) == elsewhere
-    assert native.serves_few_rows(rows, kernel) == elsewhere
+        assert native.serves_few_rows(rows, [kernel]) == elsewhere
+    assert native.serves_few_rows(rows, [kernel]) == elsewhere
 
 
 @pytest.mark.skipif(not native.is_available(), reason="the C++ kernels were not built")
@@ -220,5 +220,5 @@ def test_tokens_are_generated_from_the_stacks_themselves() -> None:
     cache = model(jnp.ones((1, 3), jnp.int32), cache=cache).cache
     fn = model.pure_transform_fn()
     text = jax.jit(fn).lower(model.params, {"input_ids": token, "cache": cache}).compile().as_text()
-    assert text.count('custom_call_target="easydel_few_rows"') == 5  # q, o, gate, up, down: k and v are small
+    assert text.count('custom_call_target="easydel_few_rows"') == 4  # q, k and v together, o, gate and up, down
     assert "f32[256,512]" not in text, "a layer's kernel was copied"

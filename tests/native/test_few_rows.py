@@ -24,6 +24,10 @@ def normal(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
+def one(x, kernel):
+    return native.few_rows(x, [kernel])[0]
+
+
 def calls_kernel(function, *args) -> bool:
     return "easydel_few_rows" in jax.jit(function).lower(*args).as_text()
 
@@ -35,15 +39,27 @@ def test_equals_the_product_in_float64(rows, shape):
     x, kernel = normal(rows, shape[0]), normal(*shape)
     want = x.astype(np.float64) @ kernel.astype(np.float64)
     scale = np.abs(x) @ np.abs(kernel)  # of the terms that are summed
-    assert np.all(np.abs(jax.jit(native.few_rows)(x, kernel) - want) <= TOLERANCE * scale)
+    assert np.all(np.abs(jax.jit(one)(x, kernel) - want) <= TOLERANCE * scale)
+
+
+@needs_kernels
+def test_several_together_equal_each_alone():
+    x, kernels = normal(3, 300), [normal(300, width) for width in (301, 7, 64)]
+    scales = [np.abs(x) @ np.abs(kernel) for kernel in kernels]
+    together = jax.jit(native.few_rows)(x, kernels)
+    for got, kernel, scale in zip(together, kernels, scales, strict=True):
+        want = x.astype(np.float64) @ kernel.astype(np.float64)
+        assert np.all(np.abs(got - want) <= TOLERANCE * scale)
+    got = jax.grad(lambda x: sum(y.sum() for y in native.few_rows(x, kernels)))(x)
+    np.testing.assert_allclose(got, np.broadcast_to(sum(k.sum(axis=1) for k in kernels), x.shape), rtol=1e-5, atol=1e-4)
 
 
 @needs_kernels
 def test_a_row_does_not_depend_on_its_company():
     x, kernel = normal(4, 513), normal(513, 300)
-    together = native.few_rows(x, kernel)
+    together = one(x, kernel)
     for row in range(4):
-        np.testing.assert_array_equal(native.few_rows(x[row : row + 1], kernel)[0], together[row])
+        np.testing.assert_array_equal(one(x[row : row + 1], kernel)[0], together[row])
 
 
 @needs_kernels
@@ -54,14 +70,14 @@ def test_a_kernel_of_a_stack_is_read_where_it_lies():
         def step(_, place):
             kernel = jax.lax.dynamic_index_in_dim(stack, place, keepdims=False)
             with native.kernels_are_sliced([native.Slice(kernel, stack, place)]):
-                return None, native.few_rows(x, kernel)
+                return None, one(x, kernel)
 
         return jax.lax.scan(step, None, jnp.arange(3))[1]
 
     text = jax.jit(each).lower(x, stack).compile().as_text()
     assert "easydel_few_rows" in text
     assert "f32[300,301]" not in text  # no layer's matrix is made
-    np.testing.assert_array_equal(jax.jit(each)(x, stack), jnp.stack([native.few_rows(x, kernel) for kernel in stack]))
+    np.testing.assert_array_equal(jax.jit(each)(x, stack), jnp.stack([one(x, kernel) for kernel in stack]))
     want = jax.jit(jax.grad(lambda x, stack: (x @ stack).sum(), (0, 1)))(x, stack)
     for got, wanted in zip(jax.grad(lambda *args: each(*args).sum(), (0, 1))(x, stack), want, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-4)
@@ -70,13 +86,13 @@ def test_a_kernel_of_a_stack_is_read_where_it_lies():
 @needs_kernels
 def test_derivatives_are_those_of_the_product():
     x, kernel, cotangent = normal(2, 300), normal(300, 301), normal(2, 301)
-    got, pull = jax.vjp(native.few_rows, x, kernel)
+    got, pull = jax.vjp(one, x, kernel)
     want, pull_plain = jax.vjp(jnp.matmul, x, kernel)
-    for one, other in zip((got, *pull(cotangent)), (want, *pull_plain(cotangent)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
-    _, pushed = jax.jvp(native.few_rows, (x, kernel), (x, kernel))
+    for got_one, other in zip((got, *pull(cotangent)), (want, *pull_plain(cotangent)), strict=True):
+        np.testing.assert_allclose(got_one, other, rtol=1e-5, atol=1e-4)
+    _, pushed = jax.jvp(one, (x, kernel), (x, kernel))
     np.testing.assert_allclose(pushed, 2 * want, rtol=1e-5, atol=1e-4)
-    many = jax.vmap(native.few_rows, in_axes=(0, None))(np.stack([x, 2 * x]), kernel)
+    many = jax.vmap(one, in_axes=(0, None))(np.stack([x, 2 * x]), kernel)
     np.testing.assert_allclose(many[1], 2 * want, rtol=1e-5, atol=1e-4)
 
 
@@ -88,7 +104,7 @@ def layer(**options) -> Linear:
 def test_a_linear_layer_takes_it_for_few_rows_only():
     linear, x = layer(use_bias=True, bias_init=nnx.initializers.ones), jnp.asarray(normal(2, 2, 256))
     assert calls_kernel(linear, x)
-    assert not calls_kernel(linear, jnp.ones((2, 3, 256)))
+    assert not calls_kernel(linear, jnp.ones((3, 6, 256)))
     assert not calls_kernel(layer(dtype=jnp.bfloat16), x)
     assert not calls_kernel(Linear(64, 64, rngs=nnx.Rngs(0)), jnp.ones((1, 1, 64)))
     want = np.asarray(x, np.float64) @ np.asarray(linear.kernel.get_value(), np.float64) + 1

@@ -17,6 +17,8 @@ RNG = np.random.default_rng(0)
 needs_kernels = pytest.mark.skipif(not library.serves_quantized(), reason="no C++ kernels, or no AVX2")
 # Of the sum of the terms' sizes: float32 rounds each to 6e-8, and the longest chain of additions here is of some ten.
 TOLERANCE = 1e-6
+# XLA's own product sums in an order of its own, by processor: the root of 1,000 terms times half a unit of 1.2e-7.
+BY_XLA = 2e-6
 # inputs, outputs, group size: whole units, shorter last groups, odd inputs, one group of everything, one output.
 SHAPES = [
     (256, 64, 64),
@@ -58,9 +60,9 @@ def inputs_of(rows: int, width: int) -> np.ndarray:
     return x
 
 
-def assert_close(got, x, want_weights) -> None:
+def assert_close(got, x, want_weights, tolerance: float = TOLERANCE) -> None:
     x = x.astype(np.float64)
-    bound = TOLERANCE * (np.abs(x) @ np.abs(want_weights).T)
+    bound = tolerance * (np.abs(x) @ np.abs(want_weights).T)
     assert np.all(np.abs(np.asarray(got, np.float64) - x @ want_weights.T) <= bound)
 
 
@@ -140,10 +142,10 @@ def test_many_rows(kind, shape, native_too, monkeypatch):
     codes, scales, _, want = weights(kind, *shape)
     options = {"kind": kind, "group_size": shape[2]}
     x = inputs_of(20, shape[0])
-    assert_close(native.quantized_rows(x, codes, scales, **options), x, want)
+    assert_close(native.quantized_rows(x, codes, scales, **options), x, want, BY_XLA)
     if kind != "nf4":
         whole = RNG.integers(-128, 128, (20, shape[0])).astype(np.int8)
-        assert_close(native.integer_rows(whole, codes, scales, **options), whole, want)
+        assert_close(native.integer_rows(whole, codes, scales, **options), whole, want, BY_XLA)
 
 
 @pytest.mark.parametrize("kind", KINDS)

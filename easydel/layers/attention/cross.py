@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from easydel.caching import CrossAttentionCache
 from easydel.layers.attention.layer import Attention
 from easydel.layers.attention.mask import AttentionMask
+from easydel.layers.linear import project
 from easydel.layers.stack import LayerInputs, LayerOutput
 
 
@@ -30,11 +31,11 @@ class CrossAttention(Attention):
         if cache is None or kept is None:
             if inputs.encoded is None:
                 raise ValueError("cross-attention got neither the encoder's states nor a cache that holds them")
-            key, value = self._keys_values(inputs.encoded)
+            key, value = self._keys_values(*project(inputs.encoded, self.k_proj, self.v_proj))
             valid = inputs.encoded_valid
             cache = None if cache is None else cache.filled(key, value, valid)
         else:
             (key, value), valid = kept, cache.valid
         mask = AttentionMask(key_valid=valid, causal=False)
-        out, weights = self._attend(self._query(hidden), key, value, mask, inputs.output_attentions)
+        out, weights = self._attend(self._queries(self.q_proj(hidden)), key, value, mask, inputs.output_attentions)
         return LayerOutput(out, cache, weights)

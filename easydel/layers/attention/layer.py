@@ -13,7 +13,7 @@ from easydel.caching import AttentionCache, SlidingCache
 from easydel.layers.attention.bias import AttentionBias
 from easydel.layers.attention.mask import AttentionMask
 from easydel.layers.attention.mechanisms import attend
-from easydel.layers.linear import Linear, normal_init, stddev_of
+from easydel.layers.linear import Linear, normal_init, project, stddev_of
 from easydel.layers.rotary import rotate
 from easydel.layers.stack import LayerInputs, LayerOutput
 from easydel.sharding import constrain
@@ -108,7 +108,8 @@ class Attention(nnx.Module):
 
     def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape, the updated cache and (if asked for) the weights."""
-        query, (key, value) = self._query(hidden), self._keys_values(hidden)
+        projected = project(hidden, self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = self._queries(projected[0]), *self._keys_values(*projected[1:])
         if inputs.rotary is not None:
             query, key = rotate(query, *inputs.rotary), rotate(key, *inputs.rotary)
         mask = inputs.mask if self.causal else replace(inputs.mask, causal=False)
@@ -118,15 +119,14 @@ class Attention(nnx.Module):
         out, weights = self._attend(query, key, value, mask, inputs.output_attentions, inputs.bias)
         return LayerOutput(out, cache, weights)
 
-    def _query(self, hidden: jax.Array) -> jax.Array:
+    def _queries(self, projected: jax.Array) -> jax.Array:
         """Return the queries, `[batch, seq, heads, head_dim]`, not rotated yet."""
-        query = self._heads(self.q_proj(hidden), self.num_heads)
+        query = self._heads(projected, self.num_heads)
         return self.q_norm(query) if self.normalizes else query
 
-    def _keys_values(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return keys and values, `[batch, seq, kv_heads, head_dim]`, not rotated yet."""
-        key = self._heads(self.k_proj(hidden), self.num_kv_heads)
-        value = self._heads(self.v_proj(hidden), self.num_kv_heads)
+    def _keys_values(self, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return what was projected as keys and values, `[batch, seq, kv_heads, head_dim]`, not rotated yet."""
+        key, value = self._heads(keys, self.num_kv_heads), self._heads(values, self.num_kv_heads)
         return (self.k_norm(key) if self.normalizes else key), value
 
     def _heads(self, x: jax.Array, count: int) -> jax.Array:

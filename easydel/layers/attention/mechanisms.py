@@ -6,6 +6,7 @@ of `kv_heads` (grouped-query attention, arXiv:2305.13245).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from easydel.layers.attention.bias import AttentionBias
 from easydel.layers.attention.continued import behind_a_cache, continued
 from easydel.layers.attention.mask import AttentionMask
 from easydel.layers.attention.masking import masked
+from easydel.layers.attention.one_query import is_one_query, one_query
 
 MAX_BLOCKS = 16
 """The blockwise mechanism makes its blocks larger rather than more of them: each is compiled on its own."""
@@ -64,8 +66,11 @@ def attend(
     if mechanism == "auto":
         mechanism = _choose(query, mask, block_size, plain=softcap is None and bias is None and dropout is None)
         simple = mechanism == "vanilla" and bias is None and dropout is None and not return_weights
+        of_products: dict[str, Any] = {"scale": scale, "softcap": softcap, "precision": precision}
+        if simple and is_one_query(query, key, value):
+            otherwise = functools.partial(vanilla, **of_products)
+            return one_query(query, key, value, mask, scale=scale, softcap=softcap, otherwise=otherwise), None
         if simple and behind_a_cache(mask, query.shape[1], key.shape[1]):
-            of_products: dict[str, Any] = {"scale": scale, "softcap": softcap, "precision": precision}
             return continued(query, key, value, mask, **of_products, block_size=block_size), None
     if mechanism == "sdpa" and (softcap is not None or dropout is not None):
         what = "soft-capping" if softcap is not None else "dropout on attention weights"
