@@ -10,6 +10,7 @@ go by the device that keys come from; what is known of each token (padding, segm
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from easydel.errors import UnsupportedError
 from easydel.layers.attention.bias import AttentionBias
 from easydel.layers.attention.mask import AttentionMask
 from easydel.layers.attention.ring_turns import Ring, first_pass, second_pass
@@ -93,42 +95,52 @@ class _How:
     ring: Ring
 
 
+def _as_one(run: Callable[..., Any], given: Any, results: Any) -> Callable[..., Any]:
+    """Make one operation of what each device runs: for whoever differentiates around it, kept or computed as a whole.
+
+    JAX would take it apart. In a loop over layers masks depend on no layer, and it would make those of all turns
+    beforehand, as large as all products (nothing is saved of what `checkpoint` holds); and policies that keep products
+    would keep those (there is no rule by which to divide a `custom_vjp`).
+
+    Args:
+        run: takes a `Ring` and each device's part of the arguments, and returns its part of the results.
+        given: partition specs of the arguments.
+        results: of what it returns.
+    """
+
+    def refuse(*_: Any) -> Any:
+        raise UnsupportedError(
+            "second derivatives through ring attention are not supported; set attn_mechanism='vanilla' in the config"
+        )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def on_the_mesh(how: _How, *arguments: Any) -> Any:
+        part = functools.partial(run, how.ring)
+        split = jax.shard_map(part, mesh=how.mesh, in_specs=given, out_specs=results, axis_names={AXIS})
+        return jax.checkpoint(split, prevent_cse=False)(*arguments)
+
+    whole = jax.custom_vjp(on_the_mesh, nondiff_argnums=(0,))
+    whole.defvjp(refuse, refuse)
+    return whole
+
+
+INPUTS, KEEPS = (ROWS, SPLIT, SPLIT, WHOLE, WHOLE), (ROWS, ROWS, ROWS)
+_first_pass = _as_one(first_pass, INPUTS, KEEPS)
+_second_pass = _as_one(second_pass, (*INPUTS, KEEPS, ROWS), (ROWS, SPLIT, SPLIT, WHOLE))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _ring(how: _How, query: Any, key: Any, value: Any, mask: AttentionMask, bias: Any) -> jax.Array:
-    return _forward(how, query, key, value, mask, bias)[0]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(how: _How, *given: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    run = jax.shard_map(
-        functools.partial(first_pass, how.ring),
-        mesh=how.mesh,
-        in_specs=(ROWS, SPLIT, SPLIT, WHOLE, WHOLE),
-        out_specs=(ROWS, ROWS, ROWS),
-        axis_names={AXIS},
-    )
-    return run(*given)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _backward(how: _How, *given: Any) -> tuple[Any, ...]:
-    run = jax.shard_map(
-        functools.partial(second_pass, how.ring),
-        mesh=how.mesh,
-        in_specs=(ROWS, SPLIT, SPLIT, WHOLE, WHOLE, (ROWS, ROWS, ROWS), ROWS),
-        out_specs=(ROWS, SPLIT, SPLIT, WHOLE),
-        axis_names={AXIS},
-    )
-    return run(*given)
+    return _first_pass(how, query, key, value, mask, bias)[0]
 
 
 def _forward_rule(how: _How, *given: Any) -> tuple[jax.Array, Any]:
-    kept = tuple(checkpoint_name(x, KEPT) for x in _forward(how, *given))
+    kept = tuple(checkpoint_name(x, KEPT) for x in _first_pass(how, *given))
     return kept[0], (*given, kept)
 
 
 def _backward_rule(how: _How, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
-    *of_inputs, of_bias = _backward(how, *kept, gradient)
+    *of_inputs, of_bias = _second_pass(how, *kept, gradient)
     return *of_inputs, None, of_bias
 
 

@@ -42,9 +42,7 @@ class Ring:
 
     def products(self, query: jax.Array, key: jax.Array, mask: AttentionMask, bias: Any) -> jax.Array:
         """Return masked products, float32 `[batch, kv_heads, group, queries, keys]`."""
-        made = jnp.einsum(
-            "bkgqd,btkd->bkgqt", query, key, precision=self.precision, preferred_element_type=jnp.float32
-        )
+        made = jnp.einsum("bkgqd,btkd->bkgqt", query, key, precision=self.precision, preferred_element_type=jnp.float32)
         return masked(made, mask, range(query.shape[3]), range(key.shape[1]), self.scale, self.softcap, bias)
 
 
