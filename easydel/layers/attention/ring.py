@@ -3,8 +3,8 @@
 Each device keeps its queries. In as many turns as there are devices it meets the keys and values of one after another:
 it passes those it has on to its neighbour while it computes with them. Only what a backward pass needs of a row of
 products is kept, its largest and its sum; products are computed again there, and the gradients of keys and values
-travel with them. So each device holds its part of a sequence, never the whole. Masks and biases are made of slots, which
-go by the device that keys come from; what is known of each token (padding, segments) is whole on every device.
+travel with them. So each device holds its part of a sequence, never the whole. Masks and biases are made of slots,
+which go by the device that keys come from; what is known of each token (padding, segments) is whole on every device.
 """
 
 from __future__ import annotations

@@ -83,7 +83,8 @@ def first_pass(
     turns = _turns(ring, mask, query.shape[3], key.shape[1])
     rows = _rows(ring, query, mask)
 
-    def turn(state: Any, key: jax.Array, value: jax.Array, number: Any) -> Any:
+    def turn(state: Any, held: tuple[jax.Array, jax.Array], number: Any) -> Any:
+        key, value = held
         start = _start(ring, number, key.shape[1])
 
         def block(_: None, part: Any) -> tuple[None, Any]:
@@ -99,11 +100,11 @@ def first_pass(
 
     def step(carry: Any, number: jax.Array) -> tuple[Any, None]:
         held, state = carry
-        return (ring.pass_on(held), turn(state, *held, number)), None
+        return (ring.pass_on(held), turn(state, held, number)), None
 
     state = ring.varying(nothing(rows.query, value))
     (held, state), _ = jax.lax.scan(step, ((key, value), state), jnp.arange(turns - 1))
-    largest, total, out = (_joined(x) for x in turn(state, *held, turns - 1))
+    largest, total, out = (_joined(x) for x in turn(state, held, turns - 1))
     return (out / total).astype(query.dtype), largest, total
 
 
@@ -120,7 +121,12 @@ def second_pass(
     """Compute the gradients of this device's queries, keys and values, and of the bias.
 
     Args:
-        ring: as in `first_pass`, like the arguments up to `bias`.
+        ring: how.
+        query: as `first_pass` got it, and so on.
+        key: likewise.
+        value: likewise.
+        mask: likewise.
+        bias: likewise.
         kept: what `first_pass` returned.
         gradient: of its results.
     """
@@ -130,42 +136,63 @@ def second_pass(
     out, largest, total = kept
     along = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
     fixed = tuple(_blocks(x) for x in (gradient, largest, total, along))
-    einsum: Callable[..., jax.Array] = lambda *given: jnp.einsum(  # noqa: E731
-        *given, precision=ring.precision, preferred_element_type=jnp.float32
-    )
 
-    def turn(key: jax.Array, value: jax.Array, sums: Any, of_queries: Any, number: Any) -> tuple[Any, Any]:
-        start = _start(ring, number, key.shape[1])
+    def turn(held: tuple[jax.Array, jax.Array], sums: Any, of_queries: Any, number: Any) -> tuple[Any, Any]:
+        start, keys = _start(ring, number, key.shape[1]), key.shape[1]
 
         def block(sums: Any, part: Any) -> tuple[Any, Any]:
-            rows, of_query, (gradient, largest, total, along) = part
-            seen = _mask(ring, mask, rows, start, key.shape[1])
+            rows, of_query, fixed = part
 
             def see() -> Any:
-                products, pull = jax.vjp(
-                    lambda *given: ring.products(*given[:2], seen, given[2]), rows.query, key, bias
-                )
-                weights = jnp.exp(products - largest) / total
-                of_value = einsum("bkgqt,bkgqd->btkd", weights.astype(value.dtype), gradient)
-                of_weights = einsum("bkgqd,btkd->bkgqt", gradient, value)
-                more_query, of_key, of_bias = pull(weights * (of_weights - along))
-                return _summed((sums, of_query), ((of_key, of_value, of_bias), more_query))
+                seen = _mask(ring, mask, rows, start, keys)
+                return _summed((sums, of_query), _gradients(ring, rows.query, *held, seen, bias, fixed))
 
-            return _if_seen(mask, rows, start, key.shape[1], see, (sums, of_query))
+            return _if_seen(mask, rows, start, keys, see, (sums, of_query))
 
         return jax.lax.scan(block, sums, (rows, of_queries, fixed))
 
     def step(carry: Any, number: jax.Array) -> tuple[Any, None]:
         held, sums, of_queries = carry
-        (*of_held, of_bias), of_queries = turn(*held, sums, of_queries, number)
+        (*of_held, of_bias), of_queries = turn(held, sums, of_queries, number)
         return (ring.pass_on(held), (*ring.pass_on(of_held), of_bias), of_queries), None
 
     zeros = ring.varying(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), ((key, value, bias), rows.query)))
-    (held, *sums), _ = jax.lax.scan(step, ((key, value), *zeros), jnp.arange(turns - 1))
-    (*of_held, of_bias), of_queries = turn(*held, *sums, turns - 1)
+    (held, sums, of_queries), _ = jax.lax.scan(step, ((key, value), *zeros), jnp.arange(turns - 1))
+    (*of_held, of_bias), of_queries = turn(held, sums, of_queries, turns - 1)
     of_key, of_value = ring.pass_on(of_held, 1 - turns)  # home
     of_bias = jax.tree.map(lambda given, x: jax.lax.psum(x, ring.axis).astype(given.dtype), bias, of_bias)
     return _joined(of_queries).astype(query.dtype), of_key.astype(key.dtype), of_value.astype(value.dtype), of_bias
+
+
+def _gradients(
+    ring: Ring,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: AttentionMask,
+    bias: Any,
+    fixed: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
+) -> tuple[tuple[jax.Array, jax.Array, Any], jax.Array]:
+    """Return what these queries and keys add to the gradients of keys, values and bias, and of the queries.
+
+    Args:
+        ring: how.
+        query: `[batch, kv_heads, group, rows, dim]`.
+        key: `[batch, keys, kv_heads, dim]`.
+        value: likewise.
+        mask: of these.
+        bias: of the whole sequence, or `None`.
+        fixed: of the queries, the gradient of their results, the largest product, the sum of weights relative to it,
+            and the sum of the gradient times the results.
+    """
+    gradient, largest, total, along = fixed
+    products, pull = jax.vjp(lambda query, key, bias: ring.products(query, key, mask, bias), query, key, bias)
+    weights = jnp.exp(products - largest) / total
+    options: Any = {"precision": ring.precision, "preferred_element_type": jnp.float32}
+    of_value = jnp.einsum("bkgqt,bkgqd->btkd", weights.astype(value.dtype), gradient, **options)
+    of_weights = jnp.einsum("bkgqd,btkd->bkgqt", gradient, value, **options)
+    of_query, of_key, of_bias = pull(weights * (of_weights - along))
+    return (of_key, of_value, of_bias), of_query
 
 
 def _turns(ring: Ring, mask: AttentionMask, queries: int, keys: int) -> int:
