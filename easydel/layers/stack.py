@@ -9,9 +9,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from easydel.layers.attention import ring
 from easydel.layers.attention.bias import AttentionBias
 from easydel.layers.attention.mask import AttentionMask
+from easydel.layers.attention.ring import KEPT
 from easydel.rngs import are_for_shapes
 from easydel.sharding import constrain
 
@@ -149,6 +149,6 @@ def remat_policy(remat: str) -> Any:
     return {
         "full": None,
         # What a ring gives are results of products as well; nothing goes round again for them.
-        "dots": policies.save_from_both_policies(policies.dots_saveable, policies.save_only_these_names(ring.KEPT)),
+        "dots": policies.save_from_both_policies(policies.dots_saveable, policies.save_only_these_names(KEPT)),
         "dots_no_batch": policies.dots_with_no_batch_dims_saveable,
     }[remat]

@@ -85,6 +85,8 @@ def test_insisting_on_a_ring() -> None:
     jax.eval_shape(model.pure_transform_fn(), model.params, {"input_ids": ids})
     with pytest.raises(easydel.UnsupportedError, match="sp=4 does not divide the 6 queries"):
         jax.eval_shape(model.pure_transform_fn(), model.params, {"input_ids": ids[:, :6]})
+    empty = model.init_operations_cache(1, 16)
+    jax.eval_shape(model.pure_transform_fn(), model.params, {"input_ids": ids, "cache": empty})
     with pytest.raises(easydel.UnsupportedError, match="keys are those of a cache"):
         model.generate(ids, max_new_tokens=2)
 

@@ -222,7 +222,9 @@ def _rows(ring: Ring, query: jax.Array, mask: AttentionMask) -> _Rows:
 def _blocks(x: jax.Array) -> jax.Array:
     """Cut `[batch, kv_heads, group, queries, …]` into `[blocks, batch, kv_heads, group, rows, …]`."""
     length = x.shape[3]
-    rows = next(rows for rows in range(min(length, BLOCK), 0, -1) if length % rows == 0)
+    most = min(length, BLOCK)
+    rows = next(rows for rows in range(most, 0, -1) if length % rows == 0)
+    rows = rows if 8 * rows >= most else length  # many small blocks take longer than they are worth
     return jnp.moveaxis(x.reshape(*x.shape[:3], length // rows, rows, *x.shape[4:]), 3, 0)
 
 
