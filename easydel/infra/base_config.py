@@ -15,7 +15,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from easydel.sharding import AXIS_NAMES, DEFAULT_AXIS_DIMS, PartitionRules, create_mesh
 
 REMAT_POLICIES = ("none", "full", "dots", "dots_no_batch")
-ATTENTION_MECHANISMS = ("auto", "vanilla", "sdpa", "blockwise")
+ATTENTION_MECHANISMS = ("auto", "vanilla", "sdpa", "blockwise", "ring")
 MOE_MECHANISMS = ("auto", "grouped", "ragged", "blocks")
 
 _ORIGIN = ("_name_or_path", "source_directory", "architectures", "dtype", "transformers_version", "model_type")
@@ -54,7 +54,7 @@ class EasyDeLBaseConfig(PreTrainedConfig):
     Attributes:
         sharding_axis_dims: sizes of the mesh axes; one may be `-1` (inferred).
         sharding_axis_names: names of the mesh axes, in the same order.
-        attn_mechanism: `"auto"`, `"vanilla"`, `"sdpa"` or `"blockwise"`.
+        attn_mechanism: `"auto"`, `"vanilla"`, `"sdpa"`, `"blockwise"` or `"ring"` (over `sp`).
         attn_block_size: queries per block of the blockwise mechanism.
         moe_mechanism: how experts are computed: `"ragged"` (XLA's grouped product), `"grouped"` (a C++ kernel for
             CPUs), `"blocks"` (the rows of each expert in turn) or `"auto"` (on a CPU the second, without it the third).

@@ -11,6 +11,7 @@ from flax import nnx
 
 from easydel.layers.attention.bias import AttentionBias
 from easydel.layers.attention.mask import AttentionMask
+from easydel.layers.attention.ring import KEPT
 from easydel.rngs import are_for_shapes
 from easydel.sharding import constrain
 
@@ -144,8 +145,10 @@ def _run_block(block: Any, hidden: jax.Array, inputs: LayerInputs, cache: Any, r
 
 def remat_policy(remat: str) -> Any:
     """Return `jax.checkpoint`'s policy for a `gradient_checkpointing` other than `"none"`."""
+    policies = jax.checkpoint_policies
     return {
         "full": None,
-        "dots": jax.checkpoint_policies.dots_saveable,
-        "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        # What a ring gives are results of products as well; nothing goes round again for them.
+        "dots": policies.save_from_both_policies(policies.dots_saveable, policies.save_only_these_names(KEPT)),
+        "dots_no_batch": policies.dots_with_no_batch_dims_saveable,
     }[remat]

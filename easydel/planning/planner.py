@@ -84,7 +84,7 @@ def plan_training(
     mesh = parse_mesh(mesh) if isinstance(mesh, str) else placing.mesh_of(config, mesh)
     setup = Setup(
         cls=cls,
-        config=_compiled_here(config),
+        config=_compiled_here(config, mesh),
         mesh=mesh,
         rules=rules,
         tx=as_optimizer(optimizer),
@@ -202,12 +202,14 @@ def _known(remat: str, policies: Sequence[str]) -> list[str]:
     return [policy for policy in REMAT_POLICIES if policy in wanted]
 
 
-def _compiled_here(config: Any) -> Any:
+def _compiled_here(config: Any, mesh: AnyMesh) -> Any:
     """Return a config whose step can be compiled for CPUs: on a GPU `"auto"` may choose a kernel that only GPUs have.
 
     Such a kernel keeps no products of queries and keys; neither does blockwise attention keep those it need not.
     """
-    if jax.default_backend() == "cpu" or getattr(config, "attn_mechanism", None) not in ("auto", "sdpa"):
+    mechanism = getattr(config, "attn_mechanism", None)
+    goes_round = mechanism == "auto" and mesh.shape.get("sp", 1) > 1
+    if jax.default_backend() == "cpu" or mechanism not in ("auto", "sdpa") or goes_round:
         return config
     config = copy.deepcopy(config)
     config.attn_mechanism = "blockwise"

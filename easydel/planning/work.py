@@ -26,7 +26,10 @@ def _count(setup: Setup, config: Any, trace: Any, traced: Any | None) -> int:
     jaxpr = (trace(Step(setup, config)) if traced is None else traced).jaxpr.jaxpr
     if _hides(jaxpr):
         whole = dataclasses.replace(setup, mesh=None)
-        config = dataclasses.replace(whole, config=config).config_with(moe_mechanism="ragged")
+        changes = {"moe_mechanism": "ragged"}
+        if getattr(config, "attn_mechanism", None) == "ring":  # which needs the mesh
+            changes["attn_mechanism"] = "auto"
+        config = dataclasses.replace(whole, config=config).config_with(**changes)
         jaxpr = trace(Step(whole, config)).jaxpr.jaxpr
     return count_matmul_flops(jaxpr)
 

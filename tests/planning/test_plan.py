@@ -139,6 +139,21 @@ def test_flops_are_what_xla_counts(mechanism):
         assert flops["forward"] == LlamaForCausalLM.lazy_init(config, {})._flop(config, 4, 256)
 
 
+@pytest.mark.parametrize("mechanism", ["auto", "ring"])
+def test_what_goes_round_is_counted_turn_by_turn(mechanism):
+    """Keys and values, forward and backward, three times each on four devices; their gradients once more, to get home.
+
+    No other floats are permuted; of labels, one place of each row.
+    """
+    shared = {"batch_size": 2, "sequence_length": 64, "policies": ()}
+    config = LlamaConfig(**WIDE, attn_mechanism=mechanism)
+    plan = plan_training(config, "sp=4", **shared)
+    alone = plan_training(LlamaConfig(**WIDE), {}, **shared)
+    assert plan.flops_per_step["forward"] == alone.flops_per_step["forward"]
+    part = 2 * (64 // 4) * 2 * 16 * 4  # keys of two rows, on each device
+    assert plan.collective_bytes_per_step["collective_permute"]["sp"] == 2 * 2 * (3 + 3 + 4) * part + 2 * 4
+
+
 def test_recomputation_is_a_forward_pass_of_the_layers():
     config = LlamaConfig(**WIDE, attn_mechanism="vanilla")
     plan = plan_training(config, {}, batch_size=2, sequence_length=32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -98,18 +99,28 @@ def test_fsdp_with_tp_or_ep_gathers_no_more_than_fsdp(family: str, dims: tuple) 
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_sp_forward_gathers_keys_and_values(family: str) -> None:
+def test_sp_forward_passes_keys_and_values_on(family: str) -> None:
     found = program(family, SP, "forward")
     attentions = 3 if family == "t5" else 1  # of the encoder, of the decoder, and between them
-    assert found.counts == {"all-gather": 2 * attentions * found.layers}
+    assert found.counts == {"collective-permute": 2 * attentions * found.layers}  # in loops, which count once
 
 
-def test_an_sp_step_sends_labels_besides() -> None:
-    """They are shifted by a place, which is another device's at each border: integers, not activations."""
-    found = program("llama", SP, "step")
-    assert found.counts["collective-permute"] <= 1
-    moved = found.types["all-to-all"] + found.types["collective-permute"]
-    assert all("s32[" in type_ and "f32[" not in type_ for type_ in moved)
+def test_sp_gathers_keys_and_values_where_no_ring_is_wanted() -> None:
+    found = program("llama", SP, "forward", fields=(("attn_mechanism", "vanilla"),))
+    assert found.counts == {"all-gather": 2 * found.layers}
+
+
+@pytest.mark.parametrize("fields", [(), (("scan_layers", True),)], ids=["list", "scan"])
+def test_an_sp_step_passes_on_what_it_needs_and_labels(fields: tuple) -> None:
+    """Forward, keys and values; backward, those once more with their gradients, and these on their last way home."""
+    found = program("llama", SP, "step", fields=fields)
+    assert found.counts.keys() == {"collective-permute", "all-reduce", "all-to-all"}
+    rings = 1 if fields else found.layers
+    permuted = Counter("s32[" in type_ for type_ in found.types["collective-permute"])
+    assert permuted[False] == 8 * rings
+    # Labels are shifted by a place, which is another device's at each border: integers, not activations.
+    assert permuted[True] <= 1
+    assert all("s32[" in type_ and "f32[" not in type_ for type_ in found.types["all-to-all"])
 
 
 def test_one_prompt_moves_no_weights() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,14 +9,12 @@ import jax.numpy as jnp
 
 from easydel.layers.attention.mask import AttentionMask
 from easydel.layers.attention.masking import masked
+from easydel.layers.attention.online import State, added, nothing
 
 LONG_CACHE = 4096
 """From so many slots on a single token, too, reads the written ones only: before, the loop costs more than it saves."""
 BLOCK = {True: 1024, False: 512}
 """Slots that are read at once, by a single token and by several."""
-
-State = tuple[jax.Array, jax.Array, jax.Array]
-"""Of some queries: the largest product so far, the sum of weights relative to it, and the weighted sum of values."""
 
 
 def behind_a_cache(mask: AttentionMask, queries: int, keys: int) -> bool:
@@ -41,8 +38,7 @@ def continued(
 ) -> jax.Array:
     """Compute attention by blocks: those of the queries' own keys that they see, then those of the cache in use.
 
-    Sums are kept relative to the largest product so far (online softmax, arXiv:1805.02867). How many blocks of the
-    cache are read is known only at run time, so it cannot be differentiated backwards.
+    How many blocks of the cache are read is known only at run time, so it cannot be differentiated backwards.
 
     Args:
         query: `[batch, queries, heads, dim]`.
@@ -65,16 +61,16 @@ def continued(
     def add(state: State | None, part: jax.Array, queries: range, start: Any, size: int) -> State:
         keys, values = (jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (key, value))
         products = jnp.einsum("bkgqd,btkd->bkgqt", part, keys, precision=precision, preferred_element_type=jnp.float32)
-        of_block = _cut(mask, start, size, key.shape[1])
+        of_block = mask.cut(start, size, key.shape[1])
         products = masked(products, of_block, queries, range(size), scale, softcap, None)
-        return _added(state, products, values, query.dtype, precision)
+        return added(state, products, values, query.dtype, precision)
 
     if mask.own:
         blocks = [range(first, min(first + block_size, length)) for first in range(0, length, block_size)]
         states = [add(None, grouped[:, :, :, q.start : q.stop], q, past, q.stop) for q in blocks]
         state = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=3), *states)
     else:
-        state = _nothing(grouped, value)
+        state = nothing(grouped, value)
     _, total, out = jax.lax.fori_loop(
         0,
         (written + block - 1) // block,
@@ -83,36 +79,3 @@ def continued(
     )
     out = (out / total).astype(query.dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, value.shape[-1])
-
-
-def _nothing(part: jax.Array, value: jax.Array) -> State:
-    rows = (*part.shape[:-1], 1)
-    out = jnp.zeros((*part.shape[:-1], value.shape[-1]), jnp.float32)
-    return jnp.full(rows, jnp.finfo(jnp.float32).min), jnp.zeros(rows), out
-
-
-def _added(state: State | None, products: jax.Array, values: jax.Array, dtype: Any, precision: Any) -> State:
-    largest = products.max(axis=-1, keepdims=True)
-    if state is not None:
-        largest = jnp.maximum(largest, state[0])
-    weights = jnp.exp(products - largest)
-    total = weights.sum(axis=-1, keepdims=True)
-    out = jnp.einsum(
-        "bkgqt,btkd->bkgqd",
-        weights.astype(dtype),
-        values,
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
-    if state is None:
-        return largest, total, out
-    fading = jnp.exp(state[0] - largest)
-    return largest, state[1] * fading + total, state[2] * fading + out
-
-
-def _cut(mask: AttentionMask, start: Any, size: int, keys: int) -> AttentionMask:
-    """Return the mask for `size` of its keys from `start` on, which may be known at run time only."""
-    slots = jnp.arange(keys, dtype=jnp.int32) if mask.key_slots is None else mask.key_slots
-    slots = jax.lax.dynamic_slice_in_dim(slots, start, size)
-    valid = None if mask.key_valid is None else jax.lax.dynamic_slice_in_dim(mask.key_valid, start, size, axis=1)
-    return replace(mask, key_slots=slots, key_valid=valid)

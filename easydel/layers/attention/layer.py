@@ -142,9 +142,6 @@ class Attention(nnx.Module):
         bias: AttentionBias | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Return the projected result, `[batch, seq, hidden]`, and (if asked for) the weights."""
-        # Each device has its part of the queries and needs all keys: gathered, they are sent once; left to itself, the
-        # compiler may split the sums over keys instead and reduce the weights and results.
-        key, value = (constrain(x, "batch", None, "heads", None) for x in (key, value))
         active = self.dropout is not None and not self.dropout.deterministic
         out, weights = attend(
             query,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,16 @@ class AttentionMask:
         if self.key_valid is not None:
             holds &= jnp.take(self.key_valid, jnp.maximum(slots, 0), axis=1, mode="clip")
         return replace(self, key_valid=holds, key_slots=slots, own=own)
+
+    def cut(self, start: Any, size: int, keys: int) -> AttentionMask:
+        """Return the mask for `size` of its `keys` from `start` on, which may be known at run time only."""
+
+        def part(x: jax.Array | None, axis: int) -> jax.Array | None:
+            return None if x is None else jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+        slots = jnp.arange(keys, dtype=jnp.int32) if self.key_slots is None else self.key_slots
+        valid, segments = part(self.key_valid, 1), part(self.key_segments, 1)
+        return replace(self, key_slots=part(slots, 0), key_valid=valid, key_segments=segments)
 
     def distances(self, queries: range, keys: range) -> jax.Array:
         """Return how many slots each key lies before each query, int32 `[queries, keys]`; negative: after it."""

@@ -19,6 +19,8 @@ from easydel.layers.attention.continued import behind_a_cache, continued
 from easydel.layers.attention.mask import AttentionMask
 from easydel.layers.attention.masking import masked
 from easydel.layers.attention.one_query import is_one_query, one_query
+from easydel.layers.attention.ring import ring, ring_obstacle
+from easydel.sharding import constrain
 
 MAX_BLOCKS = 16
 """The blockwise mechanism makes its blocks larger rather than more of them: each is compiled on its own."""
@@ -48,7 +50,7 @@ def attend(
         key: `[batch, keys, kv_heads, dim]`.
         value: `[batch, keys, kv_heads, dim]`.
         mask: who may attend to whom.
-        mechanism: `"auto"`, `"vanilla"`, `"sdpa"` or `"blockwise"`.
+        mechanism: `"auto"`, `"vanilla"`, `"sdpa"`, `"blockwise"` or `"ring"`.
         scale: factor of the products.
         block_size: queries per block (blockwise).
         softcap: products `p` become `softcap · tanh(p / softcap)`.
@@ -61,8 +63,20 @@ def attend(
         `[batch, queries, heads, dim]` in the query's dtype, and the weights `[batch, heads, queries, keys]` or `None`.
 
     Raises:
-        UnsupportedError: `"sdpa"` was asked for with a soft-cap or dropout.
+        UnsupportedError: `"sdpa"` was asked for with a soft-cap or dropout, or `"ring"` where it cannot run.
     """
+    options: dict[str, Any] = {"scale": scale, "bias": bias, "precision": precision}
+    if mechanism in ("auto", "ring"):
+        obstacle = ring_obstacle(query, key, mask, has_dropout=dropout is not None, return_weights=return_weights)
+        if obstacle is None:
+            return ring(query, key, value, mask, softcap=softcap, **options), None
+        if mechanism == "ring":
+            raise UnsupportedError(
+                f"attn_mechanism='ring' cannot run here: {obstacle}; use 'auto', which takes another way where it must"
+            )
+    # Each device has its part of the queries and needs all keys: gathered, they are sent once; left to itself, the
+    # compiler may split the sums over keys instead and reduce the weights and results.
+    key, value = (constrain(x, "batch", None, "heads", None) for x in (key, value))
     if mechanism == "auto":
         mechanism = _choose(query, mask, block_size, plain=softcap is None and bias is None and dropout is None)
         simple = mechanism == "vanilla" and bias is None and dropout is None and not return_weights
@@ -77,7 +91,6 @@ def attend(
         raise UnsupportedError(
             f"attn_mechanism='sdpa' with {what} is not supported; use 'auto', 'vanilla' or 'blockwise'"
         )
-    options: dict[str, Any] = {"scale": scale, "bias": bias, "precision": precision}
     by_hand: dict[str, Any] = options | {"softcap": softcap, "dropout": dropout}
     if mechanism == "vanilla" or return_weights:
         out, weights = vanilla(query, key, value, mask, **by_hand)
