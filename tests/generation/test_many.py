@@ -74,17 +74,20 @@ def live_bytes() -> int:
     return sum(x.nbytes for x in jax.live_arrays() if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended))
 
 
-def test_200_prompts_in_flat_memory_and_no_more_programs() -> None:
+def test_200_prompts_alone_in_flat_memory_and_no_more_programs() -> None:
     prompts = [RNG.integers(1, VOCAB, int(length)) for length in RNG.integers(1, 90, 200)]
     limits = RNG.integers(1, 40, 200)
     list(llama().iterate_many(PROMPTS, max_new_tokens=40))
-    used = []
+    used, answers = [], {}
     with CompilationCounter() as counter:
-        for _ in llama().iterate_many(prompts, max_new_tokens=limits):
+        for place, answer in llama().iterate_many(prompts, max_new_tokens=limits):
             used.append(live_bytes())
+            answers[place] = answer
     assert len(used) == 200
     assert counter.count <= 1  # the first time that a cache is moved
     assert max(used[100:]) <= max(used[:100]), "live arrays grow with the number of prompts"
+    for place, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+        np.testing.assert_array_equal(answers[place], alone(llama(), prompt, int(limit)))
 
 
 @pytest.mark.parametrize(
