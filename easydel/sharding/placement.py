@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from easydel.distributed import is_apart, warn, whole
 from easydel.errors import ShardingError
 from easydel.sharding.mesh import AnyMesh, check_mesh
 from easydel.sharding.rules import PartitionRules, find_matches, summary
@@ -59,7 +59,7 @@ class FitReport:
     def warn(self) -> None:
         """Emit one summary warning if anything was dropped."""
         if self.dropped:
-            warnings.warn(
+            warn(
                 f"{len(self.dropped)} mesh axis(es) dropped where they do not divide a dimension "
                 f"(strict=True makes this an error):\n  {summary(self.lines(), 5)}",
                 stacklevel=3,
@@ -191,7 +191,14 @@ def place(array: Any, sharding: Sharding) -> Any:
 
 
 def gather(array: Any) -> Any:
-    """Bring an array whole onto the first device of this process; of a shape, forget where it would lie."""
+    """Bring an array whole onto the first device of this process; of a shape, forget where it would lie.
+
+    With several processes each gets the array; all must call this, in the same order.
+    """
     if isinstance(array, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(array.shape, array.dtype)
-    return jax.device_put(array, SingleDeviceSharding(jax.local_devices()[0]))
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    if is_apart(array):
+        return jax.device_put(whole(array), here)
+    spread = isinstance(array, jax.Array) and not array.is_fully_addressable
+    return jax.device_put(array.addressable_data(0) if spread else array, here)
