@@ -23,7 +23,7 @@ def whole(array: Any, *, wanted: bool = True) -> np.ndarray:
     """Return an array on the host, wherever it lies.
 
     If it `is_apart`, all processes must call this, in the same order; no device then holds more than its share and
-    `PIECE` bytes (or one row of each share, if that is more).
+    `PIECE` bytes (or one slice of each share along its longest dimension, if that is more).
 
     Args:
         array: of JAX or numpy.
@@ -46,17 +46,18 @@ def _assembled(array: jax.Array, wanted: bool) -> np.ndarray:
     axes = tuple(axis for entry in sharding.spec for axis in (entry if isinstance(entry, tuple) else (entry,)) if axis)
     blocks = _blocks(array, axes)
     local = sharding.shard_shape(array.shape)
-    row = len(blocks) * int(np.prod(local[1:], dtype=np.int64)) * array.dtype.itemsize
-    rows = max(1, min(local[0], PIECE // max(row, 1)))
+    axis = int(np.argmax(local))
+    one = len(blocks) * int(np.prod(local, dtype=np.int64)) // local[axis] * array.dtype.itemsize
+    width = max(1, min(local[axis], PIECE // max(one, 1)))
     made = np.empty(array.shape if wanted else 0, array.dtype)
-    for start in range(0, local[0], rows):
-        first = min(start, local[0] - rows)  # the last piece may overlap the one before
+    for start in range(0, local[axis], width):
+        first = min(start, local[axis] - width)  # the last piece may overlap the one before
         # Waited for also where it is not wanted, or pieces would queue up.
-        piece = jax.block_until_ready(_piece(array, np.int32(first), rows, sharding, axes))
+        piece = jax.block_until_ready(_piece(array, np.int32(first), axis, width, sharding, axes))
         if wanted:
             parts = np.asarray(piece.addressable_data(0))
             for part, block in zip(parts, blocks, strict=True):
-                made[block][first : first + rows] = part
+                made[block][(*[slice(None)] * axis, slice(first, first + width))] = part
     return made
 
 
@@ -71,12 +72,14 @@ def _blocks(array: jax.Array, axes: tuple[str, ...]) -> list[tuple[slice, ...]]:
     return [indices[device] for device in ordered[:, 0]]
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _piece(array: jax.Array, start: Any, rows: int, sharding: NamedSharding, axes: tuple[str, ...]) -> jax.Array:
-    """Return `[parts, rows, …]` on every device: some rows of each share."""
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _piece(
+    array: jax.Array, start: Any, axis: int, width: int, sharding: NamedSharding, axes: tuple[str, ...]
+) -> jax.Array:
+    """Return `[parts, …]` on every device: a slice of each share, `width` along `axis`."""
 
     def gather(share: jax.Array, start: jax.Array) -> jax.Array:
-        return jax.lax.all_gather(jax.lax.dynamic_slice_in_dim(share, start, rows, 0), axes)
+        return jax.lax.all_gather(jax.lax.dynamic_slice_in_dim(share, start, width, axis), axes)
 
     spec, everywhere = sharding.spec, PartitionSpec()
     run = jax.shard_map(gather, mesh=sharding.mesh, in_specs=(spec, everywhere), out_specs=everywhere, check_vma=False)

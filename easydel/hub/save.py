@@ -290,6 +290,7 @@ def _write_shard(file: Path, content: Iterator[Any]) -> None:
     with file.open("wb") as stream:
         for part in content:
             stream.write(part)
+            del part  # or it would live until the next one has been gathered
     if jax.process_count() > 1:  # only this process can flush what it wrote, and process 0 commits
         sync(file)
 
@@ -302,6 +303,7 @@ def _shard_content(tensors: Mapping[str, _Tensor], variables: Mapping[str, Held]
     yield header_bytes(table, {"format": "pt"})
     for _, array in iterate_tensors(ordered, variables, wanted=wanted):
         yield array.reshape(-1).view(np.uint8).data
+        del array  # as in `_write_shard`
 
 
 def _write_small(stage: Path, directory: Path, extras: Mapping[str, bytes], source: Path | None) -> list[str]:
