@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from easydel.infra.views import param_arrays
 from tests.distributed.launch import run
-from tests.distributed.models import FAMILIES, batch_of, make_checkpoint, model_class, read_so_far, share_of
+from tests.distributed.models import batch_of, make_checkpoint, model_class, read_so_far, share_of
 
 STEPS = 20
 PIECE = 32768
@@ -87,19 +88,33 @@ def saved(model: Any, target: str) -> dict[str, int]:
     return {"peak on the host": peak, "largest piece": max(pieces, default=0)}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, dict[str, Any]]:
-    """Return a family's name, a checkpoint of it, and what a single process makes of that."""
-    folder = tmp_path_factory.mktemp(request.param)
-    make_checkpoint(request.param, folder / "source")
-    generates = request.param == "llama"
-    alone = everything(request.param, str(folder / "source"), str(folder / "one"), generates)
-    return request.param, str(folder / "source"), alone
+@pytest.fixture(scope="module")
+def alone_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a function: a family's name → a checkpoint of it, and what a single process makes of that."""
+
+    @functools.cache
+    def made(name: str) -> tuple[str, dict[str, Any]]:
+        folder = tmp_path_factory.mktemp(name)
+        make_checkpoint(name, folder / "source")
+        alone = everything(name, str(folder / "source"), str(folder / "one"), generates=name == "llama")
+        return str(folder / "source"), alone
+
+    return made
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 2)])
-def test_several_processes_do_what_one_does(family: Any, processes: int, devices: int, tmp_path: Path) -> None:
-    name, source, alone = family
+@pytest.mark.parametrize(
+    ("name", "processes", "devices"),
+    [
+        ("llama", 2, 4),
+        ("mixtral", 4, 2),
+        pytest.param("llama", 4, 2, marks=pytest.mark.slow),
+        pytest.param("mixtral", 2, 4, marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes_do_what_one_does(
+    alone_of: Any, name: str, processes: int, devices: int, tmp_path: Path
+) -> None:
+    source, alone = alone_of(name)
     generates = name == "llama" and processes == 2  # that takes longest
     results = run(everything, processes, devices, name, source, str(tmp_path), generates)
     for found in results:
