@@ -35,6 +35,8 @@ def corners(source: str, folder: str) -> dict[str, Any]:
     again = cls.from_pretrained(root / "codes", auto_shard_model=True)
     ids = batch_of(0)["input_ids"]
     found["codes"] = [np.asarray(each.generate(ids[:, :6], max_new_tokens=4).sequences) for each in (codes, again)]
+    dropout = cls.from_pretrained(source, auto_shard_model=True, attention_dropout=0.1)
+    found["dropout"] = [logits_of(each, ids) for each in (dropout, model)]
     found["torch"] = {name: tensor.numpy() for name, tensor in model.to_torch().items()}
     found["cache"] = cache(model, ids, root)
     return found
@@ -209,6 +211,7 @@ def test_adapters_and_codes_come_back(results: Any) -> None:
         for name in ("own", "files", "state"):  # sums in another order
             np.testing.assert_allclose(one["adapters"][name], logits, atol=1e-4)
         np.testing.assert_array_equal(*one["codes"])
+        np.testing.assert_allclose(*one["dropout"], atol=1e-4)  # it is off
         assert one["cache"]
 
 
