@@ -56,7 +56,7 @@ def to_device(array: np.ndarray, sharding: jax.sharding.Sharding | None = None) 
     if sharding is not None and _is_apart(
         sharding
     ):  # device_put would send the array to all processes, to see that they have the same
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: np.ascontiguousarray(array[index]))
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: np.asarray(array[index], order="C"))
     return jax.block_until_ready(jax.device_put(array, sharding, may_alias=True))
 
 
@@ -134,7 +134,7 @@ def _place_share(
         if bounds not in blocks:
             inside = tuple(slice(a - low, b - low) for (a, b), (low, _) in zip(bounds, around, strict=True))
             part = read(bounds) if share is None else share[inside]
-            blocks[bounds] = np.ascontiguousarray(_cast(part, dtype))
+            blocks[bounds] = np.asarray(_cast(part, dtype), order="C")
         return blocks[bounds]
 
     return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, block))

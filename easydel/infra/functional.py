@@ -53,7 +53,8 @@ def _constant(array: Any) -> Any:
     own = array.addressable_data(0)
     if not jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key):
         return np.asarray(own)
-    return jax.random.wrap_key_data(np.asarray(jax.random.key_data(own)), impl=jax.random.key_impl(own))
+    data = jax.numpy.asarray(np.asarray(jax.random.key_data(own)))  # bound to no device
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(own))
 
 
 def set_dropout(module: nnx.Module, rngs: jax.Array | nnx.Rngs | None) -> None:

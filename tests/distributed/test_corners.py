@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.distributed.launch import run
@@ -36,6 +37,7 @@ def corners(source: str, folder: str) -> dict[str, Any]:
     ids = batch_of(0)["input_ids"]
     found["codes"] = [np.asarray(each.generate(ids[:, :6], max_new_tokens=4).sequences) for each in (codes, again)]
     dropout = cls.from_pretrained(source, auto_shard_model=True, attention_dropout=0.1)
+    found["other seeds"] = error_of(lambda: cls(model.config, rngs=nnx.Rngs(jax.process_index())).shard_model())
     found["dropout"] = [logits_of(each, ids) for each in (dropout, model)]
     found["torch"] = {name: tensor.numpy() for name, tensor in model.to_torch().items()}
     found["cache"] = cache(model, ids, root)
@@ -135,7 +137,7 @@ def adapters(model: Any, root: Path) -> dict[str, Any]:
 
 def cache(model: Any, ids: np.ndarray, root: Path) -> bool:
     """Save a cache whose rows are split over the processes, and read it on one device."""
-    from easydel.caching import load_cache, save_cache
+    from easydel.caching.files import load_cache, save_cache
     from easydel.distributed import whole
 
     held = jax.jit(lambda params: model.pure_transform_fn()(params, {"input_ids": ids, "cache": empty(model)}).cache)
@@ -184,6 +186,7 @@ def test_what_fails_in_one_fails_in_all(results: Any) -> None:
         assert one["a file"].startswith("CheckpointError: ")
         assert "is a file" in one["a file"]
         assert "the disk is full; nothing was changed" in one["full"]
+        assert "differs between the processes" in one["other seeds"]
     assert not (folder / "full").exists()
 
 
