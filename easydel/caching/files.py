@@ -18,6 +18,7 @@ from easydel.caching.quantized import QuantizedStates
 from easydel.caching.recurrent import RecurrentCache
 from easydel.caching.sliding import SlidingCache
 from easydel.caching.stacked import StackedCaches
+from easydel.distributed import by_first, whole
 from easydel.errors import UnsupportedError
 from easydel.sharding.activations import activation_mesh, activation_spec
 
@@ -49,11 +50,15 @@ def save_cache(cache: Cache, directory: Any) -> None:
     arrays: dict[str, np.ndarray] = {}
     said = {"format": FORMAT, "cache": _described(cache, "cache", arrays)}
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = folder / (ARRAYS + ".part")
-    save_file(arrays, written)
-    written.replace(folder / ARRAYS)
-    (folder / KINDS).write_text(json.dumps(said, indent=1) + "\n")
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = folder / (ARRAYS + ".part")
+        save_file(arrays, written)
+        written.replace(folder / ARRAYS)
+        (folder / KINDS).write_text(json.dumps(said, indent=1) + "\n")
+
+    by_first(write)
 
 
 def load_cache(directory: Any, mesh: Any = None) -> Cache:
@@ -85,7 +90,7 @@ def _described(node: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     if node is None or isinstance(node, bool | int | str):
         return {"value": node}
     if isinstance(node, jax.Array | np.ndarray):
-        arrays[name] = np.ascontiguousarray(np.asarray(node)).reshape(node.shape)
+        arrays[name] = np.ascontiguousarray(whole(node)).reshape(node.shape)
         return {"array": name}
     if isinstance(node, tuple):
         return {"tuple": [_described(part, f"{name}/{place}", arrays) for place, part in enumerate(node)]}

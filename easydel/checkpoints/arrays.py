@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from easydel.distributed import by_first
 from easydel.errors import CheckpointError
 from easydel.sharding.rules import summary
 
@@ -36,9 +37,13 @@ def save_arrays(directory: str | Path, arrays: Arrays, metadata: Mapping[str, An
         FileExistsError: the directory exists.
     """
     path = Path(directory).absolute()
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{directory}: exists already; choose another directory, or allow overwrite=True")
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def check() -> None:
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{directory}: exists already; choose another directory, or allow overwrite=True")
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    by_first(check)  # or another process might see what the first has begun
     _orbax().save(path, dict(arrays), custom_metadata={"format": FORMAT, **metadata}, overwrite=overwrite)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Self
 import jax
 
 from easydel.checkpoints.arrays import FORMAT, Arrays, BrokenCheckpointError, read
+from easydel.distributed import warn
 from easydel.errors import CheckpointError
 
 
@@ -148,7 +148,7 @@ class Checkpoints:
                 arrays, metadata = read(path, like, self._orbax.metadata, self._orbax.load, candidate)
             except BrokenCheckpointError as error:
                 problems.append(str(error))
-                warnings.warn(f"passed over: {error}", stacklevel=2)
+                warn(f"passed over: {error}", stacklevel=2)
             else:
                 return Restored(candidate, arrays, metadata)
         raise CheckpointError("\n  ".join([f"{self.directory}: no checkpoint can be read", *problems]))

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from easydel.distributed import speaks
 from easydel.training import eLargeModel
 from easydel.training.yaml_files import read_yaml
 
@@ -19,7 +20,7 @@ def run_train(file: Path, settings: Sequence[str], *, check: bool) -> int:
     Returns:
         The exit code: 0, also after SIGTERM, by which a scheduler asks a run to save and make room; 130 after Ctrl-C.
     """
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, quiet=not speaks())
     trainer = eLargeModel.from_yaml(file, dict(map(read_setting, settings))).build_trainer()
     steps = "as many as the data have" if trainer.total_steps is None else f"{trainer.total_steps:,}"
     console.print(f"{trainer.state.summary()}; steps: {steps}; to {trainer.directory}", soft_wrap=True)

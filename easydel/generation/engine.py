@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from easydel.caching import Cache
 from easydel.calls import refuse_shapes, takes
+from easydel.distributed import warn, whole
 from easydel.errors import UnsupportedError
 from easydel.generation.loop import cached_loop
 from easydel.generation.options import GenerationOptions
@@ -209,10 +209,7 @@ def _with_recompute(model: Any, parts: Any, given: Prompt, options: GenerationOp
         raise UnsupportedError(
             f"{type(model).__name__} takes no cache that could be {options.cache_dtype}: leave out cache_implementation"
         )
-    warnings.warn(
-        f"{type(model).__name__} takes no cache: generate() runs the whole prefix again for every token",
-        stacklevel=5,
-    )
+    warn(f"{type(model).__name__} takes no cache: generate() runs the whole prefix again for every token", stacklevel=5)
     loop = recompute_loop(structure, takes(model, "attention_mask"), _records(options))
     seed = np.uint32(options.seed)
     lengths = given.mask.sum(axis=1).astype(np.int32)
@@ -233,9 +230,7 @@ def _with_recompute(model: Any, parts: Any, given: Prompt, options: GenerationOp
             progress = progress or loop.prefill(params, other, written, seed, now)
             progress = loop.decode(params, other, progress, now, np.int32(limit))
             return progress
-        while progress is None or (
-            int(progress.written.step) < limit and not bool(np.asarray(progress.finished).all())
-        ):
+        while progress is None or (int(progress.written.step) < limit and not bool(whole(progress.finished).all())):
             progress = loop.go_exactly(params, other, written, progress, seed, now)
         return progress
 

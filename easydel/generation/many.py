@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from easydel.calls import takes
+from easydel.distributed import speaks, whole
 from easydel.errors import UnsupportedError
 from easydel.generation.engine import prepare
 from easydel.generation.options import GenerationOptions
@@ -39,7 +40,7 @@ def generate_many(model: Any, prompts: Sequence[Any], *, progress: bool = False,
     """Continue many prompts; see `EasyGenerationMixin.generate_many`."""
     answers: list[Any] = [None] * len(prompts)
     found = iterate_many(model, prompts, **options)
-    if progress:
+    if progress and speaks():
         from tqdm import tqdm
 
         found = tqdm(found, total=len(prompts), unit="answer")
@@ -144,9 +145,9 @@ def _run(model: Any, requests: list[Request], rows: int) -> Iterator[tuple[int, 
             least = max(longest, *spans)
             seats, index = loop.shift(seats, np.int32(least - index)), least
         seats, steps = loop.decode(params, other, seats, search, np.int32(STEPS))
-        index, made, live = index + int(steps), np.array(seats.made), np.asarray(seats.live)
+        index, made, live = index + int(steps), np.array(whole(seats.made)), whole(seats.live)
         ended = [row for row, place in taken.items() if place >= 0 and not live[row]]
-        answers = np.array(seats.answers) if ended else None
+        answers = np.array(whole(seats.answers)) if ended else None
         for row in ended:
             place, taken[row] = taken[row], -1
             assert answers is not None

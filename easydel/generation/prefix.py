@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from easydel.caching import Cache, SlidingCache
+from easydel.distributed import whole
 from easydel.errors import UnsupportedError
 from easydel.generation.loop import Feed
 from easydel.generation.prompts import Pieces, align
@@ -38,7 +39,7 @@ def fitting(cache: Cache, model: Any, prompt: Any, options: Any) -> Cache:
     if rows not in (1, batch):
         raise ValueError(f"the cache has {rows} rows, input_ids have {batch}: it must have as many, or one for all")
     cache = cache.repeat(batch) if rows == 1 and batch > 1 else cache
-    seen, tokens = np.asarray(cache.seen), prompt.mask.sum(axis=1)
+    seen, tokens = whole(cache.seen), prompt.mask.sum(axis=1)
     if (seen >= tokens).any():
         row = int(np.argmax(seen >= tokens))
         raise ValueError(
@@ -61,7 +62,7 @@ def feed_of(ids: np.ndarray, mask: np.ndarray, more: int, cache: Cache | None) -
         ValueError: padding would stand between what a window looks back at.
     """
     counts = mask.sum(axis=1).astype(np.int32)
-    seen = np.zeros_like(counts) if cache is None else np.asarray(cache.seen)
+    seen = np.zeros_like(counts) if cache is None else whole(cache.seen)
     rest, index = counts - seen, 0 if cache is None else int(cache.index)
     exact = cache is not None and _has_window(cache)
     if exact and len(set(rest.tolist())) > 1:

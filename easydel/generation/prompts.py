@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from easydel.distributed import whole
+
 SHORTEST_PROMPT = 32
 SHORTEST_CACHE = 256
 LONG_CACHE = 4096
@@ -100,12 +102,12 @@ def check_prompt(input_ids: Any, attention_mask: Any, vocab_size: int | None) ->
     Raises:
         ValueError: wrong shapes or types, ids outside the vocabulary, or a row without any token.
     """
-    ids = np.asarray(input_ids)
+    ids = whole(input_ids)
     if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
         raise ValueError(f"input_ids must be integers [batch, seq], not empty; got {ids.dtype}{list(ids.shape)}")
     if vocab_size is not None and (ids.min() < 0 or ids.max() >= vocab_size):
         raise ValueError(f"token ids must lie in [0, {vocab_size}), got [{ids.min()}, {ids.max()}]")
-    mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
+    mask = np.ones(ids.shape, bool) if attention_mask is None else whole(attention_mask).astype(bool)
     if mask.shape != ids.shape:
         raise ValueError(f"attention_mask {list(mask.shape)} must have the shape of input_ids {list(ids.shape)}")
     if not mask.any(axis=1).all():

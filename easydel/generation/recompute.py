@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from easydel.calls import logits_of
+from easydel.distributed import whole
 from easydel.generation.loop import run
 from easydel.generation.search import Progress, Search, advance, begin
 from easydel.generation.written import Written
@@ -100,7 +101,7 @@ class RecomputeLoop:
             search: how to choose.
         """
         now = written if progress is None else progress.written
-        ids = np.asarray(now.tokens)[:, int(written.first[0]) : int(now.length)]
+        ids = whole(now.tokens)[:, int(written.first[0]) : int(now.length)]
         logits = self.next_logits(params, other, ids, np.full(len(ids), ids.shape[1], np.int32))
         if progress is None:
             live = np.ones(len(ids), bool)

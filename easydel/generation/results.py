@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from easydel.distributed import whole
 from easydel.generation.options import GenerationOptions
 from easydel.generation.search import Progress
 from easydel.outputs import GenerationOutput
@@ -25,10 +26,10 @@ def output_of(progress: Progress, prompt: np.ndarray, options: GenerationOptions
     recorded: dict[str, Any] = {"scores": _steps(progress.scores, step), "logits": _steps(progress.logits, step)}
     if progress.hypotheses is None:
         rows = len(prompt) * options.num_return_sequences
-        new = np.asarray(progress.written.tokens)[:rows, begin : begin + step]
+        new = whole(progress.written.tokens)[:rows, begin : begin + step]
     else:
         best = jax.tree.map(
-            lambda kept: np.asarray(kept)[: len(prompt), : options.num_return_sequences], _best(progress.hypotheses)
+            lambda kept: whole(kept)[: len(prompt), : options.num_return_sequences], _best(progress.hypotheses)
         )
         paths = best["paths"].reshape(-1, best["paths"].shape[-1])
         longest = int((paths >= 0).sum(axis=1).max())
@@ -45,4 +46,4 @@ def _best(hypotheses: Any) -> dict[str, Any]:
 
 
 def _steps(record: jax.Array | None, step: int) -> tuple[jax.Array, ...] | None:
-    return None if record is None else tuple(jax.device_put(list(np.asarray(record)[:step])))
+    return None if record is None else tuple(jax.device_put(list(whole(record)[:step])))

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from easydel.distributed import broadcast, whole
 from easydel.generation.options import GenerationOptions
 from easydel.generation.search import Progress
 
@@ -37,11 +38,12 @@ def looks(advance: Advance, options: GenerationOptions, started: float) -> Itera
         made = min(made + together, options.max_new_tokens)
         began = time.monotonic()
         late = made == options.max_new_tokens
-        late |= options.max_time is not None and began - started > options.max_time
+        if options.max_time is not None:  # of one clock for all processes
+            late |= broadcast(began - started > options.max_time)
         progress = advance(made, late)
-        late |= bool(np.asarray(progress.finished).all())
+        late |= bool(whole(progress.finished).all())
         if options.max_time is None and not late:
-            together = _pace(together, time.monotonic() - began)
+            together = broadcast(_pace(together, time.monotonic() - began))
         yield progress
 
 
@@ -56,7 +58,8 @@ def settled(looks: Iterator[Progress], rows: int) -> Iterator[tuple[Progress, np
     seen = 0
     for progress in looks:
         written = progress.written
-        tokens, length, step = jax.device_get((written.tokens, written.length, written.step))
+        length, step = jax.device_get((written.length, written.step))
+        tokens = whole(written.tokens)
         yield progress, np.ascontiguousarray(tokens[:rows, length - (step - seen) : length].T)
         seen = step
 

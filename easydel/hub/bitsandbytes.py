@@ -99,7 +99,7 @@ class NestedScales(TensorEntry):
     blocksize: int = field(kw_only=True)
     offset: float = field(kw_only=True)
 
-    def read(self, index: Index | None = None) -> np.ndarray:
+    def read(self, index: Index | None = None, *, exact: bool = False) -> np.ndarray:
         """Return the scales, or the block `index` of them."""
         each = np.repeat(self.absmax.read(), self.blocksize)[: self.codes.shape[0]]
         scales = self.points.read()[self.codes.read()] * each + np.float32(self.offset)

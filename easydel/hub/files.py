@@ -1,4 +1,4 @@
-"""Directories that are saved into: whatever fails, a reader sees all of the old files or all of the new."""
+"""Files that appear in a directory all at once or not at all, written by process 0 for all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from easydel.distributed import by_first
 from easydel.errors import CheckpointError
 from easydel.hub.commit import commit, locked, recover_locked, staging, sweep
 
@@ -15,33 +16,50 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def saved_into(directory: Path) -> Iterator[None]:
-    """Make a directory for what a block saves, and take it away again if nothing was saved.
+def staged(directory: Path, needed: int) -> Iterator[Path]:
+    """Give a stage in a directory that is made if there is none; process 0 holds it for all.
+
+    Args:
+        directory: to save into.
+        needed: bytes that will be written.
 
     Raises:
-        CheckpointError: the directory is a file, or the block failed because it is read-only or the disk full.
+        CheckpointError: it is a file, read-only or too full; nothing is changed.
     """
-    if directory.exists() and not directory.is_dir():
-        raise CheckpointError(f"{directory}: is a file; give a directory to save into")
-    made = make_directory(directory)
+    with contextlib.ExitStack() as held:
+
+        def begin() -> str:
+            if directory.exists() and not directory.is_dir():
+                raise CheckpointError(f"{directory}: is a file; give a directory to save into")
+            held.callback(_remove_empty, make_directory(directory))
+            with explained(directory):
+                with locked(directory):
+                    recover_all(directory)
+                free = shutil.disk_usage(directory).free
+                if needed > free:
+                    raise CheckpointError(
+                        f"{directory}: saving needs {needed:,} bytes but the disk has {free:,} free; nothing was "
+                        "changed"
+                    )
+                return held.enter_context(staging(directory)).name
+
+        yield directory / by_first(begin)
+
+
+@contextlib.contextmanager
+def explained(directory: Path) -> Iterator[None]:
+    """Turn what the system says of a directory that cannot be saved into into a `CheckpointError`."""
     try:
         yield
     except OSError as error:
         what = "the disk is full" if error.errno in FULL else f"cannot be saved into: {error}"
         raise CheckpointError(f"{directory}: {what}; nothing was changed. Free some space or save elsewhere") from error
-    finally:
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # only if nothing was saved into it
 
 
-def check_room(directory: Path, needed: int) -> None:
-    """Raise `CheckpointError` if a disk has not so many bytes."""
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise CheckpointError(
-            f"{directory}: saving needs {needed:,} bytes but the disk has {free:,} free; nothing was changed"
-        )
+def _remove_empty(made: list[Path]) -> None:
+    for folder in made:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only if nothing was saved into it
 
 
 def make_directory(directory: Path) -> list[Path]:
@@ -61,7 +79,7 @@ def recover_all(directory: Path) -> None:
 
 
 def replace_files(directory: Path, files: Mapping[str, bytes], stale: Sequence[str] = ()) -> None:
-    """Write files into a directory, by the protocol of `commit.py`.
+    """Write files into a directory, by the protocol of `commit.py`; process 0 does, and all wait for it.
 
     Args:
         directory: a new or an existing one; its other files stay.
@@ -71,11 +89,14 @@ def replace_files(directory: Path, files: Mapping[str, bytes], stale: Sequence[s
     Raises:
         CheckpointError: the directory is a file, read-only or too full; nothing is changed.
     """
-    with saved_into(directory):
-        check_room(directory, sum(map(len, files.values())))
-        with staging(directory) as stage:
-            for name, content in files.items():
-                (stage / name).write_bytes(content)
-            with locked(directory):
-                recover_all(directory)
-                commit(directory, stage, list(files), [name for name in stale if (directory / name).exists()], [])
+    with staged(directory, sum(map(len, files.values()))) as stage:
+
+        def write() -> None:
+            with explained(directory):
+                for name, content in files.items():
+                    (stage / name).write_bytes(content)
+                with locked(directory):
+                    recover_all(directory)
+                    commit(directory, stage, list(files), [name for name in stale if (directory / name).exists()], [])
+
+        by_first(write)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from easydel.distributed import warn
 from easydel.errors import CheckpointError
 from easydel.hub.forms import choose_links
 from easydel.hub.report import Problem, describe, raise_problems
@@ -76,9 +76,8 @@ def match_checkpoint(
         cure += " Tensors that are meant to be new can be initialised: allow_new=[<patterns of their names>]."
     raise_problems(problems, where, cure)
     if unused := [name for name in (*heads, *unused) if not any(pattern.search(name) for pattern in harmless)]:
-        warnings.warn(
+        warn(
             f"{where}: {type(module).__name__} does not use these tensors of other task heads: {', '.join(unused)}",
-            UserWarning,
             stacklevel=4,
         )
     return Match(tuple(chosen), tuple(new), table)

@@ -25,7 +25,7 @@ class PickledEntry(TensorEntry):
 
     tensor: Any = None
 
-    def read(self, index: Index | None = None) -> np.ndarray:
+    def read(self, index: Index | None = None, *, exact: bool = False) -> np.ndarray:
         """Return the tensor, or the block `index` of it, in memory of its own."""
         import torch
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from easydel.distributed import by_first
 from easydel.errors import CheckpointError
 from easydel.hub.download import status_of, transport_error
 
@@ -46,9 +48,9 @@ def push_to_hub(
     from huggingface_hub.errors import HFValidationError
 
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory(prefix="easydel-push-") as name:
-        folder = Path(name)
-        write(folder)  # first, so that a model that cannot be saved leaves no empty repository behind
+
+    def upload(folder: Path) -> str:
+        nonlocal repo_id
         try:
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None and not create_pr:
@@ -68,7 +70,12 @@ def push_to_hub(
             raise CheckpointError(f"{repo_id!r} is not a valid Hub id such as 'user/name': {error}") from error
         except (transport_error(), OSError, ValueError, RuntimeError) as error:  # the last: a failed LFS transfer
             raise CheckpointError(_explain(repo_id, error)) from error
-    return str(info.pr_url or info.commit_url)
+        return str(info.pr_url or info.commit_url)
+
+    with contextlib.ExitStack() as held:
+        name = by_first(lambda: held.enter_context(tempfile.TemporaryDirectory(prefix="easydel-push-")))
+        write(Path(name))  # first, so that a model that cannot be saved leaves no empty repository behind
+        return by_first(lambda: upload(Path(name)))
 
 
 def _explain(repo_id: str, error: Exception) -> str:

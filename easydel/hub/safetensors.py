@@ -6,6 +6,7 @@ the file before any tensor is read, so that a truncated or lying file is an erro
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections import Counter
@@ -58,11 +59,13 @@ class TensorEntry:
         """Bytes the tensor takes in the file."""
         return self.stop - self.start
 
-    def read(self, index: Index | None = None) -> np.ndarray:
+    def read(self, index: Index | None = None, *, exact: bool = False) -> np.ndarray:
         """Return the tensor, or the block `index` of it, in memory of its own (64-byte aligned, contiguous).
 
         Args:
             index: one slice per dimension with step 1; `None` reads all of it.
+            exact: ask the system for no byte outside the block. Else whole pages are mapped, which is faster where
+                what lies between is read by this process, too.
 
         Raises:
             CheckpointError: the file vanished, shrank or was replaced since its header was read.
@@ -71,7 +74,7 @@ class TensorEntry:
             with self.file.open("rb", buffering=0) as stream:
                 if self.stamp is not None and file_stamp(stream.fileno()) != self.stamp:
                     raise CheckpointError(f"{self.file}: the file was replaced while it was being loaded; load again")
-                array = _read_block(stream, self, index)
+                array = _read_block(stream, self, index, exact)
         except OSError as error:
             raise CheckpointError(f"{self.file}: cannot read tensor {short(self.name)}: {error}") from error
         return array
@@ -91,17 +94,19 @@ def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     return raw[offset : offset + nbytes].view(dtype).reshape(shape)
 
 
-def _read_block(stream: BinaryIO, entry: TensorEntry, index: Index | None) -> np.ndarray:
+def _read_block(stream: BinaryIO, entry: TensorEntry, index: Index | None, exact: bool) -> np.ndarray:
     bounds = [part.indices(size)[:2] for part, size in zip(index or (), entry.shape, strict=index is not None)]
     block = tuple(max(stop - start, 0) for start, stop in bounds) if index is not None else entry.shape
     # Only whole rows are wanted (always so for a full read): they are one run of bytes.
     if block[1:] == entry.shape[1:]:
         row = prod(entry.shape[1:]) * entry.dtype.itemsize
         array = aligned_empty(block, entry.dtype)
-        _fill(stream, entry, array, entry.start + (bounds[0][0] * row if bounds else 0))
+        _fill(stream, entry, _bytes_of(array), entry.start + (bounds[0][0] * row if bounds else 0))
     else:
         array = aligned_empty(block, entry.dtype)
-        if array.size:
+        if array.size and exact:
+            _fill_runs(stream, entry, array, bounds)
+        elif array.size:
             # Pages of a map count as resident, so it lives only for this copy.
             mapped = np.memmap(stream, np.uint8, "r", offset=entry.start, shape=(entry.nbytes,))
             array[...] = mapped.view(entry.dtype).reshape(entry.shape)[tuple(slice(*bound) for bound in bounds)]
@@ -110,14 +115,30 @@ def _read_block(stream: BinaryIO, entry: TensorEntry, index: Index | None) -> np
     return array
 
 
-def _fill(stream: BinaryIO, entry: TensorEntry, array: np.ndarray, offset: int) -> None:
-    view = array.reshape(-1).view(np.uint8).data
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _fill(stream: BinaryIO, entry: TensorEntry, view: memoryview, offset: int) -> None:
     done = 0
     while done < len(view):
         count = os.preadv(stream.fileno(), [view[done : done + 2**30]], offset + done)
         if count == 0:
             raise CheckpointError(f"{entry.file}: the file ends inside tensor {short(entry.name)}; fetch it again")
         done += count
+
+
+def _fill_runs(stream: BinaryIO, entry: TensorEntry, array: np.ndarray, bounds: Sequence[tuple[int, int]]) -> None:
+    """Read a block run by run: each is what lies together in the file."""
+    steps = [prod(entry.shape[n + 1 :]) * entry.dtype.itemsize for n in range(len(entry.shape))]  # bytes
+    inner = len(bounds) - 1
+    while bounds[inner] == (0, entry.shape[inner]):  # a block of whole rows does not come here
+        inner -= 1
+    run = (bounds[inner][1] - bounds[inner][0]) * steps[inner]
+    first, view = entry.start + bounds[inner][0] * steps[inner], _bytes_of(array)
+    for number, place in enumerate(itertools.product(*(range(*bound) for bound in bounds[:inner]))):
+        offset = first + sum(n * step for n, step in zip(place, steps, strict=False))
+        _fill(stream, entry, view[number * run : (number + 1) * run], offset)
 
 
 def unique_json(text: str | bytes, where: str) -> Any:

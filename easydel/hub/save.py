@@ -10,14 +10,16 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from easydel.distributed import by_first, from_all, together, whole
 from easydel.errors import CheckpointError
-from easydel.hub.commit import commit, locked, staging
-from easydel.hub.files import check_room, recover_all, saved_into
+from easydel.hub.commit import commit, locked, sync
+from easydel.hub.files import explained, recover_all, staged
 from easydel.hub.quantized import file_links
 from easydel.hub.resolve import INDEX, SINGLE, TEMPLATES, TOKENIZER_FILES, check_inside, read_index
 from easydel.hub.safetensors import header_bytes
@@ -50,7 +52,8 @@ def save_module(
 ) -> None:
     """Write `module` in the Hugging Face layout into `directory`, replacing a model there all at once or not at all.
 
-    Tensors are gathered and written one at a time. The user's other files stay; the files of the replaced model
+    Tensors are gathered and written one at a time; with several processes, the files are shared out among them. The
+    user's other files stay; the files of the replaced model
     (index and the shards it lists, or `model.safetensors`) go once the new ones are in place. `commit.py` states
     the protocol.
 
@@ -71,18 +74,23 @@ def save_module(
     for name in extras:
         check_inside(name, "extra_files")
     tensors, variables = _tensors(module), stored_variables(module)
-    with saved_into(directory):
-        with locked(directory):
-            recover_all(directory)
-        check_room(directory, sum(tensor.nbytes for tensor in tensors.values()) + sum(map(len, extras.values())))
-        with staging(directory) as stage:
-            shards = _split(tensors, limit)
-            for name, members in shards.items():
-                _write_shard(stage / name, members, variables)
-            names = _write_small(stage, directory, extras, Path(source_dir) if source_dir else None)
-            with locked(directory):
-                recover_all(directory)
-                _switch(directory, stage, shards, names)
+    shards = _split(tensors, limit)
+    needed = sum(tensor.nbytes for tensor in tensors.values()) + sum(map(len, extras.values()))
+    with staged(directory, needed) as stage:
+
+        def write() -> None:
+            with explained(directory):
+                _write_shards(stage, shards, variables)
+
+        def finish() -> None:
+            with explained(directory):
+                names = _write_small(stage, directory, extras, Path(source_dir) if source_dir else None)
+                with locked(directory):
+                    recover_all(directory)
+                    _switch(directory, stage, shards, names)
+
+        together(write)
+        by_first(finish)
 
 
 def _switch(directory: Path, stage: Path, shards: Mapping[str, Mapping[str, _Tensor]], names: list[str]) -> None:
@@ -153,38 +161,85 @@ def _split(tensors: Mapping[str, _Tensor], limit: int) -> dict[str, dict[str, _T
     return {file: {name: tensors[name] for name in names} for file, names in plan.filename_to_tensors.items()}
 
 
-def host_array(array: jax.Array) -> np.ndarray:
+def host_array(array: jax.Array, *, wanted: bool = True) -> np.ndarray:
     """Return the whole array on the host without jax keeping a copy of it.
 
     `np.asarray` of a sharded array caches the gathered copy inside it, so that saving would leave the model in host
     memory once more; the cache of a second array over the same buffers goes away with it.
+
+    Args:
+        array: on any devices; if parts of it lie with other processes, all must call this.
+        wanted: whether this process needs it, see `easydel.distributed.whole`.
     """
+    if not array.is_fully_addressable:
+        return whole(array, wanted=wanted)
     shards = [shard.data for shard in array.addressable_shards]
     return np.asarray(jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards))
 
 
-def link_arrays(link: Link, variables: Mapping[str, Held]) -> list[np.ndarray]:
-    """Return the arrays of a link's sources, in the file's layout (possibly views)."""
-    return link.transform.save([host_array(variables[path].get_value()) for path in link.targets])
+def link_arrays(link: Link, variables: Mapping[str, Held], *, wanted: bool = True) -> list[np.ndarray]:
+    """Return the arrays of a link's sources, in the file's layout (possibly views); none where they are not wanted."""
+    arrays = [host_array(variables[path].get_value(), wanted=wanted) for path in link.targets]
+    return link.transform.save(arrays) if wanted else []
 
 
-def iterate_tensors(tensors: Mapping[str, _Tensor], variables: Mapping[str, Held]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (name, contiguous array) one at a time; a link of several sources is gathered once."""
+def iterate_tensors(
+    tensors: Mapping[str, _Tensor], variables: Mapping[str, Held], *, wanted: bool = True
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (name, contiguous array) one at a time; a link of several sources is gathered once.
+
+    Where they are not `wanted`, the arrays are empty.
+    """
+    nothing = np.empty(0, np.uint8)
     held: tuple[Link, list[np.ndarray]] | None = None
     for name, tensor in tensors.items():
         if held is None or held[0] is not tensor.link:
-            held = (tensor.link, link_arrays(tensor.link, variables))
-        yield name, np.ascontiguousarray(held[1][tensor.position])
+            held = None  # one tensor at a time
+            held = (tensor.link, link_arrays(tensor.link, variables, wanted=wanted))
+        yield name, np.ascontiguousarray(held[1][tensor.position]) if wanted else nothing
 
 
-def _write_shard(file: Path, tensors: Mapping[str, _Tensor], variables: Mapping[str, Held]) -> None:
+def _write_shards(stage: Path, shards: Mapping[str, Mapping[str, _Tensor]], variables: Mapping[str, Held]) -> None:
+    """Write the files of a model, each by one process; the others hand it their parts, a tensor at a time.
+
+    Those that do not see process 0's stage, as they have other disks, write none.
+    """
+    writers = [process for process, sees in enumerate(from_all(int(stage.is_dir()))) if sees]
+    problem: OSError | None = None
+    for number, (name, members) in enumerate(shards.items()):
+        writes = writers[number % len(writers)] == jax.process_index() and problem is None
+        content = _shard_content(members, variables, wanted=writes)
+        if writes:
+            try:
+                _write_shard(stage / name, content)
+            except OSError as error:
+                if jax.process_count() == 1:
+                    raise
+                problem = error
+        for _ in content:  # the others wait for this process's parts
+            pass
+    if problem is not None:
+        raise problem
+
+
+def _write_shard(file: Path, content: Iterator[Any]) -> None:
+    with file.open("wb") as stream:
+        for part in content:
+            stream.write(part)
+            del part  # or it would live until the next one has been gathered
+    if jax.process_count() > 1:  # only this process can flush what it wrote, and process 0 commits
+        sync(file)
+
+
+def _shard_content(tensors: Mapping[str, _Tensor], variables: Mapping[str, Held], *, wanted: bool) -> Iterator[Any]:
+    """Yield the bytes of a file, tensor by tensor; where they are not wanted, nothings in their place."""
     # The largest item size first keeps every tensor aligned, as the reference writer does.
     ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
     table = {name: (tensor.dtype, tensor.shape) for name, tensor in ordered.items()}
-    with file.open("wb") as stream:
-        stream.write(header_bytes(table, {"format": "pt"}))
-        for _, array in iterate_tensors(ordered, variables):
-            stream.write(array.reshape(-1).view(np.uint8).data)
+    yield header_bytes(table, {"format": "pt"})
+    for _, array in iterate_tensors(ordered, variables, wanted=wanted):
+        yield array.reshape(-1).view(np.uint8).data
+        del array  # as in `_write_shard`
 
 
 def _write_small(stage: Path, directory: Path, extras: Mapping[str, bytes], source: Path | None) -> list[str]:

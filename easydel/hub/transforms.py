@@ -35,6 +35,16 @@ class Transform(Protocol):
         """Return the block of the (single) source that holds block `index` of the target; `None`: read all."""
 
 
+class BlockTransform(Transform, Protocol):
+    """A transform of several sources or targets that can make blocks of these."""
+
+    def source_blocks(self, target: int, index: Index, targets: Sequence[Shape]) -> list[tuple[int, Index]]:
+        """Return which sources, by their numbers, hold block `index` of a target, and where in them it lies."""
+
+    def load_block(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Turn the blocks that `source_blocks` names into the target's."""
+
+
 @dataclass(frozen=True)
 class Permute:
     """Reorder the axes: axis `n` of the target is axis `axes[n]` of the source. `Permute()` keeps them."""
@@ -53,7 +63,7 @@ class Permute:
         """See `Transform.source_shapes`."""
         return [shape if self.axes is None else tuple(shape[n] for n in self._inverse()) for shape in targets]
 
-    def source_index(self, index: Index) -> Index | None:
+    def source_index(self, index: Index) -> Index:
         """See `Transform.source_index`."""
         return index if self.axes is None else tuple(index[n] for n in self._inverse())
 
@@ -88,6 +98,15 @@ class Stack:
         """See `Transform.source_index`."""
         return None
 
+    def source_blocks(self, target: int, index: Index, targets: Sequence[Shape]) -> list[tuple[int, Index]]:
+        """See `BlockTransform.source_blocks`."""
+        block = self.inner.source_index(index[1:])
+        return [(number, block) for number in range(index[0].start, index[0].stop)]
+
+    def load_block(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """See `BlockTransform.load_block`."""
+        return np.stack(self.inner.load(arrays, []))
+
 
 @dataclass(frozen=True)
 class Split:
@@ -115,3 +134,14 @@ class Split:
     def source_index(self, index: Index) -> Index | None:
         """See `Transform.source_index`."""
         return None
+
+    def source_blocks(self, target: int, index: Index, targets: Sequence[Shape]) -> list[tuple[int, Index]]:
+        """See `BlockTransform.source_blocks`."""
+        before = sum(shape[self.axis] for shape in self.inner.source_shapes(targets[:target]))
+        block = list(self.inner.source_index(index))
+        block[self.axis] = slice(block[self.axis].start + before, block[self.axis].stop + before)
+        return [(0, tuple(block))]
+
+    def load_block(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """See `BlockTransform.load_block`."""
+        return self.inner.load(arrays, [])[0]

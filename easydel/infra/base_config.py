@@ -54,6 +54,8 @@ class EasyDeLBaseConfig(PreTrainedConfig):
     Attributes:
         sharding_axis_dims: sizes of the mesh axes; one may be `-1` (inferred).
         sharding_axis_names: names of the mesh axes, in the same order.
+        sharding_dcn_axis_dims: over how many TPU slices, elsewhere processes, each axis goes; one may be `-1`. `None`:
+            the first axes that divide by their number go from one to the next.
         attn_mechanism: `"auto"`, `"vanilla"`, `"sdpa"`, `"blockwise"` or `"ring"` (over `sp`).
         attn_block_size: queries per block of the blockwise mechanism.
         moe_mechanism: how experts are computed: `"ragged"` (XLA's grouped product), `"grouped"` (a C++ kernel for
@@ -70,6 +72,7 @@ class EasyDeLBaseConfig(PreTrainedConfig):
     runtime_fields: ClassVar[tuple[str, ...]] = (
         "sharding_axis_dims",
         "sharding_axis_names",
+        "sharding_dcn_axis_dims",
         "attn_mechanism",
         "attn_block_size",
         "moe_mechanism",
@@ -79,6 +82,7 @@ class EasyDeLBaseConfig(PreTrainedConfig):
 
     sharding_axis_dims: list[int] | tuple[int, ...] = DEFAULT_AXIS_DIMS
     sharding_axis_names: list[str] | tuple[str, ...] = AXIS_NAMES
+    sharding_dcn_axis_dims: list[int] | tuple[int, ...] | None = None
     attn_mechanism: str = "auto"
     attn_block_size: int = 128
     moe_mechanism: str = "auto"
@@ -122,7 +126,9 @@ class EasyDeLBaseConfig(PreTrainedConfig):
     @property
     def mesh(self) -> Mesh:
         """The mesh of `sharding_axis_dims` over all devices, built once."""
-        return _build_mesh(tuple(self.sharding_axis_dims), tuple(self.sharding_axis_names))
+        over = self.sharding_dcn_axis_dims
+        dims, names = tuple(self.sharding_axis_dims), tuple(self.sharding_axis_names)
+        return _build_mesh(dims, names, dcn_axis_dims=None if over is None else tuple(over))
 
     def get_partition_rules(self) -> PartitionRules | None:
         """Return `(regex, PartitionSpec)` rules for the parameters; `None` has them inferred from the layers."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from easydel.calls import forward_parameters, logits_of, refuse_shapes, takes_anything
+from easydel.distributed import whole
 from easydel.loss import task_loss
 from easydel.outputs import CausalLMOutput, ModelOutput
 from easydel.paths import nearest
@@ -156,11 +157,11 @@ def _check_positions(model: Any, inputs: Mapping[str, Any]) -> None:
         return  # without a mask the forward pass itself checks
     if np.ndim(mask) != 2:
         return  # the forward pass refuses it
-    check_length(model, int(np.count_nonzero(mask, axis=1).max(initial=0)))
+    check_length(model, int(np.count_nonzero(whole(mask), axis=1).max(initial=0)))
 
 
 def check_token_range(ids: Any, vocab_size: int | None) -> None:
     """Raise `ValueError` if a token id lies outside the vocabulary (looked up, it would give NaN)."""
-    host = np.asarray(ids)
+    host = whole(ids)
     if vocab_size is not None and host.size and (host.min() < 0 or host.max() >= vocab_size):
         raise ValueError(f"token ids must lie in [0, {vocab_size}), got [{host.min()}, {host.max()}]")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from easydel.paths import named_variables, split, to_state
@@ -33,6 +34,7 @@ def pure_function(module: nnx.Module) -> Callable[..., Any]:
     (flags, a `LossConfig`) goes by keyword, not into `inputs`.
     """
     graphdef, _, other = split(module)
+    other = jax.tree.map(_constant, other)
 
     def fn(params: Any, inputs: Any, rngs: jax.Array | nnx.Rngs | None = None, **static: Any) -> Any:
         model = bind(graphdef, params, other)
@@ -40,6 +42,19 @@ def pure_function(module: nnx.Module) -> Callable[..., Any]:
         return model(**inputs, **static) if isinstance(inputs, Mapping) else model(inputs, **static)
 
     return fn
+
+
+def _constant(array: Any) -> Any:
+    """Return what a function can close over: of an array that every process has whole, this one's copy."""
+    if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer) or array.is_fully_addressable:
+        return array
+    if not array.is_fully_replicated:
+        return array  # JAX says what is wrong as soon as the function is compiled
+    own = array.addressable_data(0)
+    if not jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return np.asarray(own)
+    data = jax.numpy.asarray(np.asarray(jax.random.key_data(own)))  # bound to no device
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(own))
 
 
 def set_dropout(module: nnx.Module, rngs: jax.Array | nnx.Rngs | None) -> None:

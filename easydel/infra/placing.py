@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from easydel.distributed import warn
 from easydel.lora import adapted_layers, adapter_spec, lora_paths
 from easydel.lora.weights import weight_name, weight_shape
 from easydel.paths import flatten, named_variables, nest, plain_arrays, to_state
@@ -165,7 +165,7 @@ def spread_shardings(module: nnx.Module, mesh: Mesh) -> dict[str, Any]:
         shardings[path] = NamedSharding(mesh, spec or PartitionSpec())
     if whole and mesh.size > 1:
         shown = ", ".join(whole[:8]) + (f" and {len(whole) - 8} more" if len(whole) > 8 else "")
-        warnings.warn(
+        warn(
             f"{len(whole)} parameter(s) have no dimension divisible by {mesh.size} devices and are replicated: {shown}",
             stacklevel=3,
         )

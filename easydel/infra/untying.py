@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from easydel.distributed import warn
 from easydel.errors import ShardingError, UnsupportedError
 from easydel.hub.quantized import float_variables
 from easydel.hub.save import link_arrays
@@ -96,7 +96,7 @@ class Untying:
 
     def tell(self) -> None:
         """Warn of what was done."""
-        warnings.warn(
+        warn(
             f"embedding and head are untied, since an adapter is for one of them: {', '.join(self.new)} is a copy of "
             "the embedding now, and the config says tie_word_embeddings=False",
             stacklevel=4,

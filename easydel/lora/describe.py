@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from flax import nnx
 
+from easydel.distributed import whole
 from easydel.lora.config import LoraConfig
 from easydel.lora.named import Adapter, get_adapter
 from easydel.paths import named_modules
@@ -35,7 +35,7 @@ def described(module: nnx.Module, adapter: Adapter) -> LoraConfig:
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for path, spec in adapter.specs.items():
-        scales = np.asarray(adapter.arrays[path]["scale"]).reshape(-1)
+        scales = whole(adapter.arrays[path]["scale"]).reshape(-1)
         for layer, scale in zip(layer_paths(path) or [path], scales, strict=True):
             ranks[layer], alphas[layer] = spec.rank, float(scale) * spec.rank
     modules = named_modules(module, by_layer=False)

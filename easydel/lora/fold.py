@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
+from easydel.distributed import warn, whole
 from easydel.lora.adapters import adapted_layers
 from easydel.lora.layer import LoraAdapter, detach, magnitude_ratio
 from easydel.lora.saved import exchange
@@ -120,7 +119,7 @@ def _fold(module: nnx.Module, layers: Mapping[str, Any], *, keep: bool) -> None:
     _REPORTS.pop(module, None)
     if errors:
         report = _REPORTS[module] = FoldReport(method, errors)
-        warnings.warn(f"{report}; model.lora_fold_report has each layer's", stacklevel=4)
+        warn(f"{report}; model.lora_fold_report has each layer's", stacklevel=4)
 
 
 def _check_finite(layers: Mapping[str, Any]) -> None:
@@ -150,6 +149,6 @@ def _requantized(layer: Any, weight: jax.Array) -> tuple[dict[str, jax.Array], l
     scale = layer.input_scale.get_value() if layer.how.is_calibrated else None
     kernel = weight.reshape(*weight.shape[: weight.ndim - 2 - layer.experts_axes], *layer.kernel_shape)
     parts, error = quantize_parts(layer, kernel, scale)
-    errors = [float(value) for value in np.asarray(error).reshape(-1)]
+    errors = [float(value) for value in whole(error).reshape(-1)]
     remember_errors(layer, errors)
     return parts, errors

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from easydel.distributed import warn
 from easydel.errors import CheckpointError, UnsupportedError
 from easydel.hub.report import short
 
@@ -210,7 +210,7 @@ def _refuse(content: Mapping[str, Any], where: str) -> None:
             + ", ".join(f"{name}={short(content[name])}" for name in used)
         )
     if unknown:
-        warnings.warn(
+        warn(
             f"{where}: was written by a newer version of PEFT; its fields {', '.join(unknown)} are not known here, "
             "but null",
             stacklevel=6,

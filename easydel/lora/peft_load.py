@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from easydel.distributed import warn
 from easydel.errors import CheckpointError
 from easydel.hub.quantized import float_variables
 from easydel.hub.save import link_arrays
@@ -149,13 +149,13 @@ def warn_of_base(files: AdapterFiles, name: str | None, revision: str | None) ->
         return
     same = theirs.rstrip("/").rpartition("/")[2] == name.rstrip("/").rpartition("/")[2]
     if not same:
-        warnings.warn(
+        warn(
             f"{files.directory}: the adapter was trained on {theirs!r}, and this model was loaded from {name!r}; the "
             "shapes fit, but do the weights?",
             stacklevel=5,
         )
     elif asked and revision and len(asked) == len(revision) == 40 and asked != revision:
-        warnings.warn(
+        warn(
             f"{files.directory}: the adapter was trained on revision {asked} of {theirs!r}, this model is of "
             f"{revision}",
             stacklevel=5,

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from easydel.calls import refuse_shapes
+from easydel.distributed import whole
 from easydel.native.codes import dequantize
 from easydel.quantization.choose import Chosen, chosen_layers
 from easydel.quantization.formats import quantize
@@ -123,7 +123,7 @@ def fill_layer(
         places = part_shardings(layer, placed, stack is not None)
     for name, variable in layer.weight_variables().items():
         variable.set_value(jax.device_put(parts[name], places[name]) if name in places else parts[name])
-    remember_errors(layer, [float(value) for value in np.asarray(error).reshape(-1)])
+    remember_errors(layer, [float(value) for value in whole(error).reshape(-1)])
 
 
 def quantize_parts(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from easydel.calls import takes
+from easydel.distributed import warn
 from easydel.errors import UnsupportedError
 from easydel.layers.moe.experts import ExpertLinear
 from easydel.layers.scan import ScannedLayers
@@ -150,7 +150,7 @@ def _batches(module: Any, calibration: Sequence[Any] | None) -> list[dict[str, A
                 f"{type(module).__name__} takes no token ids that could be made up: give calibration= batches of its "
                 "forward arguments"
             )
-        warnings.warn(
+        warn(
             "'a8bit' is calibrated on a few random tokens, which are no text: give calibration= batches of token ids "
             "that the model is meant for",
             stacklevel=5,

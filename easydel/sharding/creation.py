@@ -14,6 +14,8 @@ import jax
 from jax.extend.core import JaxprEqn, Literal, jaxprs_in_params
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from easydel.sharding.placement import place
+
 # What gives each element the same bits, however many of them a device computes: exact or correctly rounded arithmetic,
 # JAX's counter-based random bits, and the samplers made of them. Logarithms and their like are not among these, as
 # compilers round them differently in vectors and in what is left over; nor is whatever sums.
@@ -58,11 +60,15 @@ def create_arrays(make: Callable[[], Sequence[jax.Array]], shardings: Sequence[S
         for var, result in zip(eqn.outvars, results, strict=True):
             values[var] = result
             for output in outputs.get(var, ()):  # spread at once: many whole ones would fill the first device
-                made[output] = jax.device_put(result, shardings[output])
+                made[output] = _placed(result, shardings[output])
         del result, results
         for var in last[position]:
             del values[var]
-    return [jax.device_put(array, sharding) for array, sharding in zip(made, shardings, strict=True)]
+    return [_placed(array, sharding) for array, sharding in zip(made, shardings, strict=True)]
+
+
+def _placed(array: Any, sharding: Sharding | None) -> jax.Array:
+    return jax.device_put(array) if sharding is None else place(array, sharding)
 
 
 def _places(jaxpr: Any, shardings: Sequence[Sharding | None]) -> dict[Any, Sharding | None]:

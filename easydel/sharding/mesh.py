@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from easydel.errors import ShardingError
+from easydel.sharding.hybrid import check_dims, dims_over_groups, group_of, order_devices
 
 AXIS_NAMES = ("dp", "fsdp", "ep", "tp", "sp")
 """Data, fully-sharded data, expert, tensor and sequence parallelism."""
@@ -49,26 +50,41 @@ def create_mesh(
     axis_dims: Sequence[int] = DEFAULT_AXIS_DIMS,
     axis_names: Sequence[str] = AXIS_NAMES,
     devices: Sequence[jax.Device] | None = None,
+    dcn_axis_dims: Sequence[int] | None = None,
 ) -> Mesh:
     """Build a mesh with automatic (compiler-partitioned) axes.
+
+    Where there are several groups of devices between which the network is slow (TPU slices, elsewhere processes), each
+    group is a box of the mesh, and the first axes that divide by their number go from group to group.
 
     Args:
         axis_dims: size of each axis; one may be `-1` and is inferred.
         axis_names: names of the axes, in the same order.
         devices: the devices to use, all of this run's by default.
+        dcn_axis_dims: over how many groups each axis goes; one may be `-1`. `None`: as said above; devices that are
+            given then stay in their order.
 
     Raises:
-        ShardingError: the sizes do not fit the number of devices.
+        ShardingError: the sizes do not fit the number of devices, or of groups.
     """
     names = tuple(axis_names)
     if len(set(names)) != len(names):
         raise ShardingError(f"mesh axis names must differ, got {names}")
     chosen = list(jax.devices() if devices is None else devices)
     dims = resolve_axis_dims(axis_dims, len(chosen), names)
+    types = (AxisType.Auto,) * len(names)
+    groups = len({group_of(device) for device in chosen})
+    over = None
+    if dcn_axis_dims is not None:
+        over = check_dims(dcn_axis_dims, dims, names, groups)
+    elif devices is None:
+        over = dims_over_groups(dims, groups)
+    if over is not None and groups > 1:
+        return Mesh(order_devices(chosen, dims, over), names, axis_types=types)
     # jax.make_mesh orders devices by their network topology, which plain reshaping does not.
     if devices is None:
-        return jax.make_mesh(dims, names, axis_types=(AxisType.Auto,) * len(names))
-    return Mesh(np.asarray(chosen).reshape(dims), names, axis_types=(AxisType.Auto,) * len(names))
+        return jax.make_mesh(dims, names, axis_types=types)
+    return Mesh(np.asarray(chosen).reshape(dims), names, axis_types=types)
 
 
 def abstract_mesh(axes: Mapping[str, int] | Sequence[int], axis_names: Sequence[str] = AXIS_NAMES) -> AbstractMesh:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-import warnings
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from easydel.distributed import from_all, is_apart, warn, whole
 from easydel.errors import ShardingError
 from easydel.sharding.mesh import AnyMesh, check_mesh
 from easydel.sharding.rules import PartitionRules, find_matches, summary
@@ -59,7 +62,7 @@ class FitReport:
     def warn(self) -> None:
         """Emit one summary warning if anything was dropped."""
         if self.dropped:
-            warnings.warn(
+            warn(
                 f"{len(self.dropped)} mesh axis(es) dropped where they do not divide a dimension "
                 f"(strict=True makes this an error):\n  {summary(self.lines(), 5)}",
                 stacklevel=3,
@@ -182,16 +185,51 @@ def spread_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec | None:
 
 
 def place(array: Any, sharding: Sharding) -> Any:
-    """Put an array (host or device, sharded or not) where `sharding` says; of a shape, note that it would lie there."""
+    """Put an array (host or device, sharded or not) where `sharding` says; of a shape, note that it would lie there.
+
+    What lies on a host, or on devices of one process, must be the same in all processes whose devices it goes to.
+
+    Raises:
+        ShardingError: it is not.
+    """
     if isinstance(array, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
     if isinstance(sharding, NamedSharding):
         check_mesh(sharding.mesh, devices=True)
+    is_here = not isinstance(array, jax.Array) or array.is_fully_addressable
+    if is_here and not sharding.is_fully_addressable:
+        return _handed_out(array, sharding)
     return jax.device_put(array, sharding)
 
 
+def _handed_out(array: Any, sharding: Any) -> jax.Array:
+    """Give each device of this process its part of an array that all processes have whole.
+
+    `jax.device_put` does so for some arrays only, and sends them to all processes to compare them.
+    """
+    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(
+            _handed_out(jax.random.key_data(array), sharding), impl=jax.random.key_impl(array)
+        )
+    host = np.asarray(array, order="C")
+    sums = from_all(zlib.crc32(host.tobytes()) >> 1)
+    if len(set(sums)) > 1:
+        raise ShardingError(
+            f"an array {host.dtype}{list(host.shape)} that is put on a mesh differs between the processes: make it in "
+            "all of them alike, such as with the same seeds"
+        )
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
 def gather(array: Any) -> Any:
-    """Bring an array whole onto the first device of this process; of a shape, forget where it would lie."""
+    """Bring an array whole onto the first device of this process; of a shape, forget where it would lie.
+
+    With several processes each gets the array; all must call this, in the same order.
+    """
     if isinstance(array, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(array.shape, array.dtype)
-    return jax.device_put(array, SingleDeviceSharding(jax.local_devices()[0]))
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    if is_apart(array):
+        return jax.device_put(whole(array), here)
+    spread = isinstance(array, jax.Array) and not array.is_fully_addressable
+    return jax.device_put(array.addressable_data(0) if spread else array, here)

@@ -6,6 +6,7 @@ from easydel.training.arguments import TrainingArguments
 from easydel.training.data import DataConfig, Loader, WindowedText, make_loader
 from easydel.training.elarge import eLargeModel
 from easydel.training.evaluate import Perplexity, evaluate, measure_perplexity
+from easydel.training.rows import own_rows
 from easydel.training.step import StepSettings, TrainStep
 from easydel.training.trainer import Trainer, TrainingResult
 
@@ -23,4 +24,5 @@ __all__ = [
     "evaluate",
     "make_loader",
     "measure_perplexity",
+    "own_rows",
 ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
+from easydel.errors import ShardingError
 from easydel.training.arguments import TrainingArguments, defaults
 from easydel.training.data import Batch, DataConfig
-from easydel.training.sources import check_rows
+from easydel.training.rows import check_rows
 
 _OF_EVALUATION = (
     "eval_steps", "eval_batch_size", "best_metric", "lowest_is_best", "early_stopping_patience",
@@ -22,8 +24,13 @@ def check_run(arguments: TrainingArguments, train_data: Any, eval_data: Any, mes
 
     Raises:
         ValueError: evaluation is asked for without data, or two places say how often the data are gone through.
-        ShardingError: the devices do not divide a batch.
+        ShardingError: the devices do not divide a batch, or several processes would each train a model of their own.
     """
+    if mesh is None and jax.process_count() > 1:
+        raise ShardingError(
+            f"{jax.process_count()} processes train one model together, but this one lies on this process's device "
+            "alone: put it on a mesh of all devices (shard_model(), sharded_init(), auto_shard_model=True)"
+        )
     usual = defaults(TrainingArguments)
     asked = [name for name in _OF_EVALUATION if getattr(arguments, name) != usual[name]]
     if eval_data is None and asked:

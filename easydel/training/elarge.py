@@ -57,7 +57,7 @@ class eLargeModel:
         if problems:
             raise ValueError("\n".join(problems))
         self.config = {name: dict(section) for name, section in config.items() if section is not None}
-        self.model_section, self.quantization, self.lora, self.arguments, data, self._mesh_dims = _all_of(
+        self.model_section, self.quantization, self.lora, self.arguments, data, self._mesh = _all_of(
             lambda: ModelSection(**read_fields(ModelSection, self.config.get("model", {}), "model")),
             lambda: self._optional("quantization", QuantizationSection),
             lambda: self._optional("lora", LoraConfig),
@@ -109,9 +109,9 @@ class eLargeModel:
 
     def build_mesh(self) -> Any:
         """Return the mesh, `None` for a single device."""
-        if self._mesh_dims is None:
+        if not self._mesh:
             return create_mesh() if jax.device_count() > 1 else None
-        return create_mesh(self._mesh_dims)
+        return create_mesh(**self._mesh)
 
     def build_tokenizer(self) -> Any:
         """Load the tokenizer; see `ModelSection.build_tokenizer`."""
@@ -194,13 +194,21 @@ def _data_of(side: str, own: Any, shared: Mapping[str, Any]) -> DataConfig | Non
         raise ValueError(f"data.{side}: {error}") from error
 
 
-def _mesh(section: Mapping[str, Any]) -> tuple[int, ...] | None:
-    problems = [unknown_field("mesh", name, AXIS_NAMES) for name in section if name not in AXIS_NAMES]
-    problems += [
-        f"mesh.{name}: expected a number of devices (one axis may be -1), got {size!r}"
-        for name, size in section.items()
-        if not isinstance(size, int) or isinstance(size, bool)
-    ]
+def _mesh(section: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the arguments of `create_mesh`."""
+    dims = {name: size for name, size in section.items() if name != "dcn"}
+    over = section.get("dcn", {})
+    if not isinstance(over, Mapping):
+        raise ValueError(f"mesh.dcn: expected a mapping of axes to numbers of groups, got {over!r}")
+    problems = [unknown_field("mesh", name, (*AXIS_NAMES, "dcn")) for name in dims if name not in AXIS_NAMES]
+    problems += [unknown_field("mesh.dcn", name, AXIS_NAMES) for name in over if name not in AXIS_NAMES]
+    for where, what, sizes in (("mesh", "devices", dims), ("mesh.dcn", "groups of devices", over)):
+        problems += [
+            f"{where}.{name}: expected a number of {what} (one axis may be -1), got {size!r}"
+            for name, size in sizes.items()
+            if not isinstance(size, int) or isinstance(size, bool)
+        ]
     if problems:
         raise ValueError("\n".join(problems))
-    return tuple(section.get(name, 1) for name in AXIS_NAMES) if section else None
+    found = {"axis_dims": tuple(dims.get(name, 1) for name in AXIS_NAMES)} if dims else {}
+    return found | ({"dcn_axis_dims": tuple(over.get(name, 1) for name in AXIS_NAMES)} if over else {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from easydel.distributed import by_first
 from easydel.infra.adapter_files import base_of
 
 
@@ -26,4 +27,8 @@ def save_trained(model: Any, directory: Path, tokenizer: Any = None) -> None:
             model.merge_and_unload()
         model.save_pretrained(directory)
     if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
+
+        def write() -> None:
+            tokenizer.save_pretrained(directory)
+
+        by_first(write)

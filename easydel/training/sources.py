@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from easydel.errors import ShardingError
 from easydel.sharding import fit_spec
 from easydel.sharding.activations import ROLES
 from easydel.training.data import Batch, DataConfig, make_loader
+from easydel.training.data.loader import Loader
+from easydel.training.rows import batch_axes, check_rows, own_rows
 
 
 class Source(Protocol):
@@ -85,7 +86,7 @@ class Replayed:
             self._seen += 1
 
 
-def train_source(data: Any, tokenizer: Any, batch_size: int, epochs: int | None) -> Source:
+def train_source(data: Any, tokenizer: Any, batch_size: int, epochs: int | None, mesh: Mesh | None = None) -> Source:
     """Return batches for training.
 
     Args:
@@ -94,13 +95,16 @@ def train_source(data: Any, tokenizer: Any, batch_size: int, epochs: int | None)
         tokenizer: for a `DataConfig`.
         batch_size: rows of a batch, for a `DataConfig`.
         epochs: passes, for a `DataConfig` that names none; `None`: without end.
+        mesh: the batches of a `DataConfig` are made on: each process makes `own_rows`.
 
     Raises:
         TypeError: it is none of these.
     """
     if isinstance(data, DataConfig):
         config = replace(data, epochs=data.epochs or epochs)
-        return cast(Source, make_loader(config, _needed(tokenizer), batch_size=batch_size, **_share()))
+        return cast(
+            Source, make_loader(config, _needed(tokenizer), batch_size=batch_size, rows=own_rows(mesh, batch_size))
+        )
     if hasattr(data, "get_state") and hasattr(data, "set_state"):
         return cast(Source, data)
     if callable(data):
@@ -113,13 +117,20 @@ def train_source(data: Any, tokenizer: Any, batch_size: int, epochs: int | None)
     )
 
 
-def eval_batches(data: Any, tokenizer: Any, batch_size: int) -> Iterator[Batch]:
-    """Yield the batches of an evaluation: a pass over a `DataConfig`, what a function returns, or a sequence."""
+def eval_batches(
+    data: Any, tokenizer: Any, batch_size: int, mesh: Mesh | None = None
+) -> Iterator[dict[str, jax.Array]]:
+    """Yield the batches of an evaluation on the mesh: of a `DataConfig`, what a function returns, or a sequence."""
     if isinstance(data, DataConfig):
         config = replace(data, epochs=1, shuffle=False)
-        options: dict[str, Any] = {"batch_size": batch_size, "drop_remainder": False, **_share()}
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "drop_remainder": False,
+            "rows": own_rows(mesh, batch_size),
+        }
         with make_loader(config, _needed(tokenizer), **options) as loader:
-            yield from loader
+            rows = rows_of_shares(loader, mesh)
+            yield from (place_batch(batch, mesh, rows) for batch in loader)
         return
     batches = data() if callable(data) else data
     if not isinstance(batches, Sequence) and not callable(data):
@@ -127,7 +138,7 @@ def eval_batches(data: Any, tokenizer: Any, batch_size: int) -> Iterator[Batch]:
             "evaluation data are gone through several times: give a DataConfig, a sequence of batches, or a function "
             f"that returns them, got {type(data).__name__}"
         )
-    yield from batches
+    yield from (place_batch(batch, mesh) for batch in batches)
 
 
 def count_batches(data: DataConfig, tokenizer: Any, batch_size: int, epochs: int) -> int:
@@ -142,49 +153,58 @@ def _needed(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def _share() -> dict[str, Any]:
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
-
-
-def check_rows(rows: int, mesh: Mesh | None) -> None:
-    """Refuse batches that the devices do not divide.
-
-    Args:
-        rows: of a batch, over all processes.
-        mesh: `None` for a single device.
+def rows_of_shares(source: Any, mesh: Mesh | None) -> int | None:
+    """Return of how many rows a source gives this process's share; `None`: it gives whole batches.
 
     Raises:
-        ShardingError: the devices do not divide the rows.
+        ValueError: it gives other rows than this process's devices hold.
     """
-    axes = () if mesh is None else _batch_axes(mesh)
-    parts = int(np.prod([mesh.shape[axis] for axis in axes])) if mesh is not None else 1
-    if rows % parts:
-        raise ShardingError(
-            f"a batch of {rows} rows cannot be split over {parts} devices ({'·'.join(axes)}): choose a batch size "
-            f"that is a multiple of {parts}, or another mesh"
+    if not isinstance(source, Loader) or len(source.rows) == source.batch_size:
+        return None
+    own = own_rows(mesh, source.batch_size)
+    if source.rows != own:
+        raise ValueError(
+            f"the loader makes rows {list(source.rows)[:8]} of each batch, but this process's devices hold "
+            f"{list(own)[:8]}: give make_loader rows=easydel.training.own_rows(mesh, batch_size), or the trainer a "
+            "DataConfig"
         )
+    return source.batch_size
 
 
-def _batch_axes(mesh: Mesh) -> tuple[str, ...]:
-    return tuple(axis for axis in ROLES["batch"] if axis in mesh.shape)
-
-
-def place_batch(batch: Mapping[str, Any], mesh: Mesh | None) -> dict[str, jax.Array]:
+def place_batch(batch: Mapping[str, Any], mesh: Mesh | None, rows: int | None = None) -> dict[str, jax.Array]:
     """Put a batch on the devices: rows split over `dp` and `fsdp`, positions over `sp` where that divides them.
+
+    Args:
+        batch: the same in all processes; each hands its devices their rows. Arrays that lie on devices of several
+            processes already are left as they are.
+        mesh: `None` for a single device.
+        rows: of the batch, if this process has only `own_rows` of them.
 
     Raises:
         ShardingError: the devices do not divide the rows.
     """
     if mesh is None:
         return {name: jax.device_put(_as_stored(array)) for name, array in batch.items()}
-    axes, placed = _batch_axes(mesh), {}
-    for name, array in batch.items():
-        stored = _as_stored(array)
-        rows = stored.shape[0] * jax.process_count()
-        check_rows(rows, mesh)
-        spec = fit_spec(PartitionSpec(axes, *ROLES["sequence"][: stored.ndim - 1]), (rows, *stored.shape[1:]), mesh)
-        placed[name] = jax.make_array_from_process_local_data(NamedSharding(mesh, spec), stored)
-    return placed
+    return {name: _placed(array, mesh, rows) for name, array in batch.items()}
+
+
+def _placed(array: Any, mesh: Mesh, rows: int | None) -> jax.Array:
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return array
+    stored = _as_stored(array)
+    shape = (stored.shape[0] if rows is None else rows, *stored.shape[1:])
+    check_rows(shape[0], mesh)
+    spec = fit_spec(PartitionSpec(batch_axes(mesh), *ROLES["sequence"][: stored.ndim - 1]), shape, mesh)
+    sharding = NamedSharding(mesh, spec)
+    if sharding.is_fully_addressable:
+        return jax.make_array_from_process_local_data(sharding, stored)
+    place = {number: place for place, number in enumerate(range(shape[0]) if rows is None else own_rows(mesh, rows))}
+
+    def share(index: Any) -> np.ndarray:
+        first, stop, _ = index[0].indices(shape[0])
+        return stored[(slice(place[first], place[first] + stop - first), *index[1:])]
+
+    return jax.make_array_from_callback(shape, sharding, share)
 
 
 def _as_stored(array: Any) -> np.ndarray:

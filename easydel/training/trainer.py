@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import optax
 
 from easydel.checkpoints import Checkpoints
+from easydel.distributed import broadcast, speaks
 from easydel.errors import TrainingError
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.forward import check_token_range
@@ -28,7 +28,7 @@ from easydel.training.logs import Log, Logs, Record
 from easydel.training.logs.choose import chosen_logs
 from easydel.training.optimizers import make_optimizer, make_schedule
 from easydel.training.progress import Progress
-from easydel.training.sources import count_batches, eval_batches, place_batch, train_source
+from easydel.training.sources import count_batches, eval_batches, place_batch, rows_of_shares, train_source
 from easydel.training.step import StepSettings, TrainStep
 from easydel.training.tally import Tally
 
@@ -66,12 +66,12 @@ class Trainer:
         model: what is trained; on a mesh if it is sharded.
         arguments: how.
         train_data: a `DataConfig`, an iterable of batches (mappings of arrays that the forward pass takes, and
-            `labels`), or a function of a batch's number.
+            `labels`), or a function of a batch's number. Several processes are given the same batches.
         eval_data: a `DataConfig`, a sequence of batches, or a function that returns them.
         tokenizer: for a `DataConfig`; it is saved with the model.
         optimizer: an optax optimizer, in place of the one that the arguments describe.
         callbacks: called with the trainer and each record of the log; the run ends if one returns `True`.
-        logs: where records go, in place of `arguments.log_to`.
+        logs: where records go, in place of `arguments.log_to`; with several processes, those of the first.
         keep_model: `False` uses the model's own arrays up, so that there is no second copy of them.
     """
 
@@ -92,11 +92,12 @@ class Trainer:
         self.eval_data, self.directory = eval_data, Path(arguments.output_dir)
         self.mesh = model.mesh if model.is_sharded else None
         check_run(arguments, train_data, eval_data, self.mesh)
-        self.logs = Logs(chosen_logs(arguments, self.directory) if logs is None else logs)
+        self.logs = Logs(chosen_logs(arguments, self.directory) if logs is None else logs if speaks() else ())
         self._tally = Tally(self.logs.say)
         self._reads_text = isinstance(train_data, DataConfig)
         epochs = arguments.num_train_epochs if arguments.max_steps is None else None
-        self._source = train_source(train_data, tokenizer, arguments.batch_size, epochs)
+        self._source = train_source(train_data, tokenizer, arguments.batch_size, epochs, self.mesh)
+        self._rows = rows_of_shares(self._source, self.mesh)
         self.total_steps = arguments.max_steps
         needs_end = optimizer is None and (arguments.schedule != "constant" or arguments.warmup_ratio)
         if epochs is not None and needs_end and self._reads_text:
@@ -160,7 +161,7 @@ class Trainer:
                 break
             if not self._tally.meter.flops_per_token:
                 self._begin(check_batch(batch))
-            self._tally.push(self._tokens(batch), self._step(place_batch(batch, self.mesh)))
+            self._tally.push(self._tokens(batch), self._step(place_batch(batch, self.mesh, self._rows)))
             self.progress.seconds = before + time.perf_counter() - began
             asked = self._after_step(checkpoints)
             reason = self._end() or asked or interrupts.received or ""
@@ -190,9 +191,10 @@ class Trainer:
         ids = batch.get("input_ids")
         if ids is not None:
             check_token_range(ids, getattr(self._model.config, "vocab_size", None))
+        if self._rows is not None:  # a share: its loader knows of the others' rows
+            return int(self._source.tokens)  # type: ignore[attr-defined]
         mask = batch.get("attention_mask")
-        own = int((batch["labels"] if ids is None else ids).size if mask is None else mask.sum())
-        return own * jax.process_count()  # this process's share, taken for all: the others' masks are not here
+        return int((batch["labels"] if ids is None else ids).size if mask is None else mask.sum())
 
     def _after_step(self, checkpoints: Checkpoints) -> str:
         """Log, evaluate and save if it is time to; return `"callback"` if one asks to stop."""
@@ -236,7 +238,8 @@ class Trainer:
         self._last = record
         self.logs.write(record)
         answers = [callback(self, record) for callback in self.callbacks]
-        return any(bool(answer) for answer in answers)
+        # Process 0's answer is for all, or some would stop and the others wait for them.
+        return broadcast(any(bool(answer) for answer in answers)) if answers else False
 
     # ------------------------------------------------------------------ evaluation
     def evaluate(self) -> Record:
@@ -248,10 +251,9 @@ class Trainer:
         if self.eval_data is None:
             raise ValueError("the trainer was given no eval_data to measure the model on")
         size = self.arguments.eval_batch_size or self.arguments.batch_size
-        batches = eval_batches(self.eval_data, self.tokenizer, size)
-        placed = (place_batch(batch, self.mesh) for batch in batches)
+        batches = eval_batches(self.eval_data, self.tokenizer, size, self.mesh)
         state = self._step.state
-        return evaluate(state.graphdef, state.params, state.other, placed, self.arguments.loss_config)
+        return evaluate(state.graphdef, state.params, state.other, batches, self.arguments.loss_config)
 
     def _evaluate(self) -> tuple[Record, bool]:
         """Return the metrics, and whether they are the best so far."""

@@ -27,23 +27,26 @@ class Loader:
         config: with the `format` that was found.
         records: how many records the data have: lines, files, or pieces of large texts.
         batch_size: rows of a batch over all processes.
+        rows: numbers of those that this process makes.
         batch_count: batches from the first to the last, if that is known: if each record makes one row.
         position: records read so far, over all passes.
         statistics: of the batches so far.
+        tokens: of the last batch, over all processes.
     """
 
     def __init__(
         self,
         config: DataConfig,
         batch_size: int,
+        rows: tuple[int, ...],
         records: Records,
         documents: Any,
         iterator: Any,
         batch_count: int | None,
     ) -> None:
         self.config, self.batch_size, self.records = config, batch_size, len(records)
-        self.batch_count = batch_count
-        self.position, self.statistics = 0, Statistics()
+        self.batch_count, self.rows = batch_count, rows
+        self.position, self.statistics, self.tokens = 0, Statistics(), 0
         self._held = [iterator]
         # An interpreter that ends while the thread tokenises would be aborted.
         weakref.finalize(self, _close, self._held)
@@ -56,6 +59,7 @@ class Loader:
 
     def __next__(self) -> Batch:
         produced = next(self._iterator)
+        self.tokens = produced.statistics.tokens - self.statistics.tokens
         self.position, self.statistics = produced.position, produced.statistics
         return produced.batch
 
@@ -120,14 +124,15 @@ def make_loader(
     config: DataConfig | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    rows: Sequence[int] | None = None,
     drop_remainder: bool = True,
 ) -> Loader:
     """Make an iterator of batches for a causal language model.
 
-    A batch is a dict of int32 arrays `[batch_size / process_count, sequence_length]`: `input_ids`, `labels` (the tokens
-    themselves, -100 where nothing is to be learned; the loss shifts them), `attention_mask` and, with packing,
-    `segment_ids` and `position_ids`. The batches are a function of data, tokenizer, config and batch size alone, and
-    those of all processes, one behind the other, are the one of a single process.
+    A batch is a dict of int32 arrays `[rows, sequence_length]`, of `batch_size / process_count` rows: `input_ids`,
+    `labels` (the tokens themselves, -100 where nothing is to be learned; the loss shifts them), `attention_mask` and,
+    with packing, `segment_ids` and `position_ids`. The batches are a function of data, tokenizer, config and batch size
+    alone, and those of all processes, one behind the other, are the one of a single process.
 
     Args:
         data: what to read; or examples in memory, texts or mappings as of a JSON line.
@@ -136,6 +141,7 @@ def make_loader(
         config: how to make rows of examples in memory; its `path` must be `None`.
         process_index: which share of a batch to make.
         process_count: how many shares there are; must divide `batch_size`.
+        rows: numbers of the rows of a batch to make, in place of these two.
         drop_remainder: whether rows at the end that do not fill a batch are dropped, else it is filled with empty rows
             without labels.
 
@@ -148,6 +154,13 @@ def make_loader(
         raise ValueError(f"batch_size={batch_size} must be a positive multiple of process_count={process_count}")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index must be in [0, {process_count}), got {process_index}")
+    if rows is not None and (process_count != 1 or not rows or min(rows) < 0 or max(rows) >= batch_size):
+        raise ValueError(
+            f"rows must be numbers in [0, {batch_size}), and process_index and process_count left out; got "
+            f"{list(rows)[:8]} and process_count={process_count}"
+        )
+    share = batch_size // process_count
+    own = tuple(range(process_index * share, (process_index + 1) * share) if rows is None else rows)
     settings, examples = _what_and_how(data, config)
     try:
         from easydel.training.data import stream
@@ -159,11 +172,9 @@ def make_loader(
     maker = DocumentMaker(settings, copy.deepcopy(tokenizer), records)
     seed = settings.seed if settings.shuffle else None
     documents = stream.order_records(records, maker, seed=seed, epochs=settings.epochs)
-    share = batch_size // process_count
     shape = stream.BatchShape(
         batch_size=batch_size,
-        first=process_index * share,
-        stop=(process_index + 1) * share,
+        rows=own,
         length=settings.sequence_length,
         open_rows=settings.packing_rows if settings.packing else 0,
         pad_id=_pad_id(tokenizer),
@@ -171,7 +182,7 @@ def make_loader(
     )
     iterator = stream.prefetched(stream.BatchDataset(documents, len(records), shape), settings.prefetch)
     count = _batch_count(settings, len(records), batch_size, drop_remainder)
-    return Loader(settings, batch_size, records, documents, iterator, count)
+    return Loader(settings, batch_size, own, records, documents, iterator, count)
 
 
 def _what_and_how(

@@ -39,8 +39,7 @@ class BatchShape:
 
     Attributes:
         batch_size: rows, over all processes.
-        first: number of the first row that this process makes.
-        stop: number behind its last.
+        rows: numbers of those that this process makes.
         length: tokens of a row.
         open_rows: of the packer; 0: no packing.
         pad_id: of places without a token.
@@ -49,8 +48,7 @@ class BatchShape:
     """
 
     batch_size: int
-    first: int
-    stop: int
+    rows: tuple[int, ...]
     length: int
     open_rows: int
     pad_id: int
@@ -108,7 +106,8 @@ class BatchIterator(grain.DatasetIterator[Produced]):
         rows = [[placed.window for placed in self.ready.popleft()] for _ in range(count)]
         self.statistics += count_rows(rows, shape.length)
         rows += [[]] * (shape.batch_size - count)
-        batch = fill_batch(rows[shape.first : shape.stop], shape.length, shape.pad_id, packed=shape.open_rows > 0)
+        own = [rows[number] for number in shape.rows]
+        batch = fill_batch(own, shape.length, shape.pad_id, packed=shape.open_rows > 0)
         return Produced(batch, self.position, self.statistics)
 
     def _read(self) -> bool:
