@@ -141,6 +141,7 @@ def test_generation_follows_a_changed_config():
 RUNTIME = {
     "sharding_axis_dims": (1, 1, 1, -1, 1),
     "sharding_axis_names": ("dp", "fsdp", "ep", "tp", "sp"),
+    "sharding_dcn_axis_dims": (1, 1, 1, 1, 1),
     "attn_mechanism": "blockwise",
     "attn_block_size": 16,
     "moe_mechanism": "ragged",
