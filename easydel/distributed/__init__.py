@@ -1,5 +1,7 @@
-"""Several processes as one run: how they find one another, and which of them speaks for all."""
+"""Several processes as one run: how they find one another, who speaks for all, and what happens when one is lost."""
 
-from easydel.distributed.start import initialize, is_first
+from easydel.distributed.start import initialize, is_first, note, telling_the_others
+from easydel.distributed.watch import EXIT_CODE
+from easydel.errors import DistributedError
 
-__all__ = ["initialize", "is_first"]
+__all__ = ["EXIT_CODE", "DistributedError", "initialize", "is_first", "note", "telling_the_others"]
