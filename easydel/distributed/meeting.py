@@ -72,7 +72,8 @@ def meet(place: Place, mine: dict[str, str], wait: float, limit: float) -> Met:
 
 # ---------------------------------------------------------------------- process 0
 def _receive_all(place: Place, me: Member, mine: dict[str, str], end: float, wait: float, limit: float) -> Met:
-    members, links = {0: me}, {}
+    members: dict[int, Member] = {0: me}
+    links: dict[int, Link] = {}
     with _listen(place) as listener:
         try:
             while len(members) < place.processes:

@@ -25,8 +25,9 @@ EXIT_CODE = 75
 LAST_WORDS = 1.0
 """Seconds that process 0 waits before it ends, so that the others end for the reason it gave and not because it went:
 JAX's service, which aborts them, goes with it."""
-OWN_ERROR_WAIT = 3.0
-"""Seconds that a process whose computation failed waits: that another is lost may be why."""
+OWN_ERROR_WAIT = 2.0
+"""Seconds that a process with an error waits before it tells: that another is lost may be why (a collective fails with
+one of several types of error, some of them as common as `ValueError`), and that is seen by then."""
 
 
 def end_process(verdict: Verdict, text: str) -> None:
@@ -80,12 +81,9 @@ class Watch:
     def announce(self, error: BaseException) -> None:
         """Tell the others that this process cannot go on; they end at once.
 
-        A failed computation may only mean that another process is lost, and the watch is given time to see that first.
+        The error may only mean that another process is lost, and the watch is given time to see that first.
         """
-        import jax
-
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            time.sleep(min(OWN_ERROR_WAIT, self.limit))
+        time.sleep(OWN_ERROR_WAIT)
         self._failed.set()
         what = f"stopped with {type(error).__name__}: {str(error)[:2000]}"
         self._tell({"kind": "verdict", **Verdict(self.me, what, self._status(), 0.0).to_dict()})
