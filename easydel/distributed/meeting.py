@@ -95,6 +95,7 @@ def _receive_all(place: Place, me: Member, mine: dict[str, str], end: float, wai
         except DistributedError as error:
             for link in links.values():
                 link.send({"kind": "refused", "why": str(error)})
+                link.close()
             raise
     everyone = tuple(members[number] for number in range(place.processes))
     met = Met(everyone, links, _free_port(), limit)
@@ -116,7 +117,12 @@ def _check_fits(place: Place, me: Member, mine: dict[str, str], member: Member, 
 
 def _has_gone(link: Link | None) -> bool:
     """Whether who came has left again, such as a process that was restarted before all had come."""
-    return link is not None and (link.receive_one(0.01), not link.is_open)[1]
+    if link is None:
+        return False
+    link.receive_one(0.01)
+    if not link.is_open:
+        link.close()
+    return not link.is_open
 
 
 def _next_caller(listener: socket.socket, end: float) -> tuple[Link, dict[str, Any]] | None:
@@ -173,6 +179,7 @@ def _call(place: Place, me: Member, mine: dict[str, str], end: float, wait: floa
             problem = "process 0 was there, and has gone again"
             continue
         if answer["kind"] == "refused":
+            link.close()
             raise DistributedError(answer["why"])
         members = tuple(Member(**member) for member in answer["members"])
         return Met(members, {0: link}, answer["port"], answer["limit"])

@@ -156,7 +156,7 @@ class Trainer:
         began, before = time.perf_counter(), self.progress.seconds
         reason = self._end()
         while not reason:
-            distributed.note("reading data", self.progress.iteration)
+            distributed.note("reading data", self.progress.iteration + 1)
             batch = next(self._source, None)
             if batch is None:
                 reason = "data"

@@ -1,6 +1,6 @@
 """A process that imports everything once and then forks workers: they start in a moment, and can be killed.
 
-`python -m tests.distributed.forks` serves requests, one a line: `start CALL FOLDER NUMBER FLAGS`, where CALL is what
+`python -m tests.distributed.forks` serves requests, one a line: `start CALL LOG ENVIRONMENT`, where CALL is what
 `tests.distributed.worker` takes, answered with the process's id; `poll ID`, answered with its exit code or `running`. A
 worker goes to the end of the program as any process does: what is registered for exit runs, an error ends it with 1.
 """
@@ -80,7 +80,8 @@ class Server:
             for number in range(processes):
                 call = pickle.dumps((name, number, processes, devices, port, str(folder), arguments)).hex()
                 log = folder / f"process-{number}.log"
-                pid = self.ask("start", call, str(log), _flags(devices))
+                environment = os.environ | {"XLA_FLAGS": _flags(devices)}
+                pid = self.ask("start", call, str(log), pickle.dumps(environment).hex())
                 started.append(Forked(self, int(pid), log))
             yield started
         finally:
@@ -97,12 +98,12 @@ def result(folder: Path, number: int) -> Any:
 def serve() -> bool:
     """Serve requests; return whether this is a worker now."""
     for line in sys.stdin:
-        word, *rest = line.split(maxsplit=3)
+        word, *rest = line.split()
         if word == "start":
-            call, log, flags = rest
+            call, log, environment = rest
             pid = os.fork()
             if pid == 0:
-                os.environ["XLA_FLAGS"] = flags.strip()
+                os.environ.update(pickle.loads(bytes.fromhex(environment)))
                 file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 nothing = os.open(os.devnull, os.O_RDONLY)
                 for target, source in ((0, nothing), (1, file), (2, file)):

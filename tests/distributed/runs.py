@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from flax import nnx
 from orbax.checkpoint import v1  # noqa: F401  (before a fork, so that no worker has to)
 
 from easydel import LlamaConfig, LlamaForCausalLM
+from easydel.distributed.verdict import whole_steps
 from easydel.training import Trainer, TrainingArguments
 
 VOCAB, LENGTH, ROWS = 32, 12, 8
@@ -56,9 +57,10 @@ def trainer(folder: str, dims: tuple[int, ...], steps: int, pace: float = 0.0, *
 
 
 def train(folder: str, dims: tuple[int, ...], steps: int, pace: float = 0.0, **options: Any) -> dict[str, Any]:
-    """Train, and return the reason why it ended."""
+    """Train; return from which checkpoint, why it ended, and at which step."""
+    begun = (whole_steps(Path(folder, "checkpoints")) or [0])[-1]
     result = trainer(folder, dims, steps, pace, **options).train()
-    return {"reason": result.reason, "step": result.progress.iteration}
+    return {"from": begun, "reason": result.reason, "step": result.progress.iteration}
 
 
 def fail_at(folder: str, dims: tuple[int, ...], steps: int, where: int, at: int) -> None:
@@ -71,6 +73,16 @@ def fail_at(folder: str, dims: tuple[int, ...], steps: int, where: int, at: int)
     train(folder, dims, steps, callbacks=(fail,))
 
 
-def write_pid(folder: str) -> None:
-    """Say which process this is."""
-    Path(folder, f"pid-{jax.process_index()}").write_text(str(os.getpid()))
+def fill_the_disk(folder: str, dims: tuple[int, ...], steps: int, at: int) -> None:
+    """Train; after a step, when the checkpoint before is whole, process 1 fills what is left of the disk."""
+
+    def fill(run: Trainer, record: dict[str, Any]) -> None:
+        if jax.process_index() != 1 or record["step"] != at:
+            return
+        while not whole_steps(run.directory / "checkpoints"):
+            time.sleep(0.01)
+        with contextlib.suppress(OSError), (run.directory.parent / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 12))
+
+    train(folder, dims, steps, callbacks=(fill,))

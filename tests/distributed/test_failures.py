@@ -1,0 +1,117 @@
+"""One is stopped, fails, runs out of disk or is asked to leave: what the others do, in time, and what they say."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from easydel.distributed import EXIT_CODE
+from easydel.distributed.verdict import whole_steps
+from tests.distributed import runs
+from tests.distributed.forks import Server, result
+from tests.distributed.test_kills import wait_for
+
+MESH = (1, 2, 1, 1, 1)
+FOREVER = 10_000
+LIMIT = 3.0
+"""Seconds of silence that these tests allow; the default is 60."""
+ROOM = 10.0
+"""Seconds that the machine of the tests may be late by."""
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EASYDEL_PEER_TIMEOUT", str(LIMIT))
+
+
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_one_that_is_stopped_is_given_up_after_the_limit(server: Server, tmp_path: Path, victim: int) -> None:
+    out = tmp_path / "out"
+    with server.run(runs.train, 2, 1, tmp_path, str(out), MESH, FOREVER, 0.05) as started:
+        wait_for(lambda: bool(whole_steps(out / "checkpoints")), started)
+        started[victim].send(signal.SIGSTOP)
+        stopped = time.monotonic()
+        other = started[1 - victim]
+        assert other.wait(LIMIT + ROOM) == EXIT_CODE
+        seconds = time.monotonic() - stopped
+        assert seconds > LIMIT - 0.5  # it is not given up before
+        said = other.log.read_text()
+        print(f"{seconds:.1f} s\n{said[said.index('easydel:') :]}")
+        assert re.search(
+            rf"process {victim} of 2 \(host .+, pid {started[victim].pid}\) has given no sign of life", said
+        )
+        assert "3 s is the limit" in said
+        assert re.search(r"it was: at step \d+, \w+", said)
+        assert f"in {out / 'checkpoints'}" in said
+        started[victim].send(signal.SIGCONT)  # it learns that it was given up, or that the other is gone
+        assert started[victim].wait(ROOM) == EXIT_CODE
+        assert "easydel: process" in started[victim].log.read_text()
+
+
+def test_an_error_in_one_ends_all(server: Server, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with server.run(runs.fail_at, 2, 1, tmp_path, str(out), MESH, FOREVER, 1, 6) as started:
+        assert started[1].wait(120) == 1
+        failed = time.monotonic()
+        assert started[0].wait(ROOM) == EXIT_CODE
+        print(f"{time.monotonic() - failed:.1f} s after the one that failed")
+        assert "OSError: /nowhere/data.txt: the disk has gone" in started[1].log.read_text()
+        said = started[0].log.read_text()
+    print(said[said.index("easydel:") :])
+    assert re.search(r"process 1 of 2 \(host .+\) stopped with OSError: /nowhere/data.txt: the disk has gone", said)
+    assert "it was: at step 6, " in said
+    assert f"the last whole checkpoint is that of step 4 in {out / 'checkpoints'}" in said
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(disk)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"a disk that can be filled has to be mounted: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_ends_all_and_leaves_the_checkpoint_before(
+    server: Server, tmp_path: Path, small_disk: Path
+) -> None:
+    out = small_disk / "out"
+    with server.run(runs.fill_the_disk, 2, 1, tmp_path, str(out), MESH, FOREVER, 6) as started:
+        codes = [one.wait(120) for one in started]
+        logs = [one.log.read_text() for one in started]
+    assert set(codes) <= {1, EXIT_CODE}
+    assert 1 in codes
+    told = (
+        rf"{out}/checkpoints/8: the checkpoint could not be written: No space left on device. This process writes about"
+    )
+    for code, log in zip(codes, logs, strict=True):
+        assert re.search(told + r" [\d,]+ bytes of it; \d+ are free", log), log
+        if code == EXIT_CODE:
+            print(log[log.index("easydel:") :])
+            assert re.search(r"easydel: process \d of 2 \(host .+\) stopped with CheckpointError: ", log)
+    (small_disk / "filler").unlink()
+    with server.run(runs.train, 1, 1, tmp_path / "again", str(out), (1, 1, 1, 1, 1), 12) as started:
+        assert started[0].wait(120) == 0
+    assert result(tmp_path / "again", 0) == {"from": 4, "reason": "max_steps", "step": 12}
+
+
+def test_a_scheduler_that_asks_one_to_leave_gets_all_to_save_at_the_same_step(server: Server, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with server.run(runs.train, 2, 1, tmp_path, str(out), MESH, FOREVER, 0.05) as started:
+        wait_for(lambda: bool(whole_steps(out / "checkpoints")), started)
+        started[1].send(signal.SIGTERM)
+        assert [one.wait(60) for one in started] == [0, 0], started[0].log.read_text()
+    first, second = (result(tmp_path, number) for number in range(2))
+    assert first == second
+    assert first["reason"] == "SIGTERM"
+    assert whole_steps(out / "checkpoints")[-1] == first["step"]
