@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1  # noqa: F401  (before a fork, so that no worker has to)
 
-from easydel import LlamaConfig, LlamaForCausalLM
+import easydel
+from easydel import LlamaConfig, LlamaForCausalLM, distributed
+from easydel.checkpoints import Checkpoints
+from easydel.cli.app import app
 from easydel.distributed.verdict import whole_steps
+from easydel.sharding import create_mesh
 from easydel.training import Trainer, TrainingArguments
 
 VOCAB, LENGTH, ROWS = 32, 12, 8
@@ -86,3 +92,55 @@ def fill_the_disk(folder: str, dims: tuple[int, ...], steps: int, at: int) -> No
                 file.write(bytes(1 << 12))
 
     train(folder, dims, steps, callbacks=(fill,))
+
+
+def join_as(port: int, number: int, version: str, agreed: dict[str, Any]) -> None:
+    """Join a run of two as a process of another version and configuration might."""
+    easydel.__version__ = version
+    distributed.initialize(f"127.0.0.1:{port}", 2, number, agreed=agreed, wait=10)
+
+
+def command(arguments: list[str]) -> None:
+    """Be `easydel` with some arguments."""
+    app(arguments, standalone_mode=False)
+
+
+def pass_on(folder: str, dims: tuple[int, ...], step: int) -> dict[str, list[int]]:
+    """Restore what the step before left (make it at step 0), and save it from here; return the shapes of shards."""
+    mesh = create_mesh(dims)
+    places = {
+        "params/kernel": PartitionSpec("fsdp", "tp"), "params/scale": PartitionSpec("fsdp"), "step": PartitionSpec(),
+        "params/half": PartitionSpec(("dp", "fsdp"), None),
+    }  # fmt: skip
+    values = values_to_pass_on()
+    shardings = {name: NamedSharding(mesh, spec) for name, spec in places.items()}
+    with Checkpoints(folder) as checkpoints:
+        if step:
+            like = {
+                name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=shardings[name])
+                for name, value in values.items()
+            }
+            arrays = checkpoints.restore(like, step - 1).arrays
+        else:
+            arrays = {
+                name: jax.make_array_from_callback(value.shape, shardings[name], value.__getitem__)
+                for name, value in values.items()
+            }
+        for name, array in arrays.items():
+            assert array.sharding == shardings[name]
+            for shard in array.addressable_shards:
+                assert np.asarray(shard.data).tobytes() == values[name][shard.index].tobytes(), name
+        checkpoints.save(step, arrays, {})
+        checkpoints.wait()
+    return {name: list(array.addressable_shards[0].data.shape) for name, array in arrays.items()}
+
+
+def values_to_pass_on() -> dict[str, np.ndarray]:
+    """Return arrays of several types."""
+    random = np.random.default_rng(0)
+    return {
+        "params/kernel": random.normal(size=(16, 24)).astype(np.float32),
+        "params/scale": random.normal(size=(8,)).astype(np.float32),
+        "params/half": random.normal(size=(8, 3)).astype(jnp.bfloat16),
+        "step": np.int32(7)[...],
+    }

@@ -13,10 +13,21 @@ import pytest
 
 from easydel.distributed import EXIT_CODE
 from easydel.distributed.verdict import whole_steps
+from easydel.training.logs import read_log
 from tests.distributed import runs
 from tests.distributed.forks import Server, result
+from tests.distributed.launch import free_port
 from tests.distributed.test_kills import wait_for
 
+CONFIG = """
+model:
+  model_type: llama
+  tokenizer: stdlib-4m
+  config: {hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2, vocab_size: 4096}
+data: {train: %s, sequence_length: 16}
+training: {output_dir: %s, max_steps: 4, save_steps: 2, save_model: false, batch_size: 2}
+logging: {steps: 1, to: [console, jsonl]}
+"""
 MESH = (1, 2, 1, 1, 1)
 FOREVER = 10_000
 LIMIT = 3.0
@@ -115,3 +126,42 @@ def test_a_scheduler_that_asks_one_to_leave_gets_all_to_save_at_the_same_step(se
     assert first == second
     assert first["reason"] == "SIGTERM"
     assert whole_steps(out / "checkpoints")[-1] == first["step"]
+
+
+def test_processes_that_do_not_fit_together_do_not_begin(server: Server, tmp_path: Path) -> None:
+    port, begun = free_port(), time.monotonic()
+    first = server.run(runs.join_as, 1, 1, tmp_path / "0", port, 0, "0.1.0", {"optimizer": {"learning_rate": 0.1}})
+    second = server.run(runs.join_as, 1, 1, tmp_path / "1", port, 1, "0.2.0", {"optimizer": {"learning_rate": 0.2}})
+    with first as [one], second as [other]:
+        assert [one.wait(20), other.wait(20)] == [1, 1]
+        print(f"{time.monotonic() - begun:.1f} s")
+        for process in (one, other):
+            said = process.log.read_text()
+            assert re.search(r"DistributedError: process 0 \(.+\) and process 1 \(.+\) do not fit together", said)
+            assert re.search(r"\n  easydel: 0.1.0 in process 0 \(.+\), 0.2.0 in process 1 \(", said)
+            assert re.search(r"\n  optimizer.learning_rate: 0.1 in process 0 \(.+\), 0.2 in process 1 \(", said)
+    print(said[said.rindex("easydel.errors") :])
+
+
+@pytest.mark.slow
+def test_the_command_trains_in_two_processes_and_goes_on_in_one(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x = 1\n" * 200)
+    file, out, port = tmp_path / "run.yaml", tmp_path / "out", free_port()
+    file.write_text(CONFIG % (tmp_path / "a.txt", out))
+    both = ["train", str(file), "--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
+    first = server.run(
+        runs.command, 1, 1, tmp_path / "0", [*both, "--process-id", "0", "--set", "training.max_steps=2"]
+    )
+    second = server.run(
+        runs.command, 1, 1, tmp_path / "1", [*both, "--process-id", "1", "--set", "training.max_steps=2"]
+    )
+    with first as [one], second as [other]:
+        assert [one.wait(120), other.wait(120)] == [0, 0], one.log.read_text() + other.log.read_text()
+        said = one.log.read_text()
+        assert "mesh: dp=1, fsdp=2" in said
+        assert "step 2/2  loss" in said
+        assert "loss" not in other.log.read_text(), "process 0 speaks for both"
+    with server.run(runs.command, 1, 1, tmp_path / "2", ["train", str(file)]) as [alone]:
+        assert alone.wait(120) == 0, alone.log.read_text()
+        assert "going on from step 2" in alone.log.read_text()
+    assert [record["step"] for record in read_log(out / "log.jsonl")] == [1, 2, 3, 4]
