@@ -64,6 +64,8 @@ def initialize(
     met = meet(place, fingerprint(agreed or {}), wait, limit)
     _watch = Watch(met.members[place.process_id], met)
     _watch.start()
+    sys.excepthook = _announcing(sys.excepthook)
+    atexit.register(_watch.leave)
     if place.process_id:
         delay_aborts()  # process 0 has JAX's service itself
     host = f"[{place.host}]" if ":" in place.host else place.host
@@ -76,8 +78,6 @@ def initialize(
         initialization_timeout=max(60, int(wait)),
         heartbeat_timeout_seconds=max(100, int(3 * met.limit)),  # the watch, which can say more, comes first
     )
-    sys.excepthook = _announcing(sys.excepthook)
-    atexit.register(_watch.leave)
 
 
 def is_first() -> bool:

@@ -23,7 +23,8 @@ CONFIG = """
 model:
   model_type: llama
   tokenizer: stdlib-4m
-  config: {hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2, vocab_size: 4096}
+  config: {hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 2,
+    vocab_size: 4096}
 data: {train: %s, sequence_length: 16}
 training: {output_dir: %s, max_steps: 4, save_steps: 2, save_model: false, batch_size: 2}
 logging: {steps: 1, to: [console, jsonl]}
@@ -93,6 +94,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_all_and_leaves_the_checkpoint_before(
     server: Server, tmp_path: Path, small_disk: Path
 ) -> None:
@@ -116,6 +118,7 @@ def test_a_full_disk_ends_all_and_leaves_the_checkpoint_before(
     assert result(tmp_path / "again", 0) == {"from": 4, "reason": "max_steps", "step": 12}
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_asks_one_to_leave_gets_all_to_save_at_the_same_step(server: Server, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with server.run(runs.train, 2, 1, tmp_path, str(out), MESH, FOREVER, 0.05) as started:
