@@ -8,6 +8,7 @@ worker goes to the end of the program as any process does: what is registered fo
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import pickle
@@ -121,5 +122,6 @@ if __name__ == "__main__":
     from tests.distributed import worker
 
     importlib.import_module("tests.distributed.runs")  # with all that the workers need
+    gc.freeze()  # what is shared by all workers need not be looked through when each of them ends
     if serve():
         worker.main()
