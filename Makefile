@@ -6,10 +6,10 @@ PIP     = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet 
 INPUTS  = pyproject.toml constraints.txt hatch_build.py $(wildcard easydel/native/*.cc easydel/native/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test families lint format clean
+.PHONY: help demo test test-scale families lint format clean
 
 help:  ## Say what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # One stamp for each set of packages: made again only when the requirements change.
 $(VENV)/bin/python:
@@ -32,6 +32,9 @@ demo: $(VENV)/.demo-ready  ## Load, generate, fine-tune, save and reload the emb
 
 test: $(VENV)/.test-ready  ## Run the tests (ARGS="-k name" selects some)
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+test-scale: $(VENV)/.test-ready  ## Run the longer tests of several processes: kills at random moments (minutes)
+	$(VENV)/bin/python -m pytest -m slow tests/distributed tests/examples/test_elastic.py $(ARGS)
 
 families: $(VENV)/.test-ready  ## Prove every family and write what was measured into docs/families.md (minutes)
 	$(VENV)/bin/python -m tests.models.families --jobs $(JOBS)

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # for type checkers and editors
     from easydel.errors import CheckpointError as CheckpointError
+    from easydel.errors import DistributedError as DistributedError
     from easydel.errors import EasyDeLError as EasyDeLError
     from easydel.errors import ShardingError as ShardingError
     from easydel.errors import TrainingError as TrainingError
@@ -58,6 +59,7 @@ _NAMES: dict[str, str] = {
     "CheckpointError": "easydel.errors",
     "CompilationCounter": "easydel.infra.compilation",
     "DataConfig": "easydel.training.data.config",
+    "DistributedError": "easydel.errors",
     "EasyDeLBaseConfig": "easydel.infra.base_config",
     "EasyDeLBaseModule": "easydel.infra.base_module",
     "EasyDeLError": "easydel.errors",

@@ -21,3 +21,7 @@ class UnsupportedError(EasyDeLError, ValueError):
 
 class TrainingError(EasyDeLError, ValueError):
     """A run cannot begin or go on; the message says what is saved and what to change."""
+
+
+class DistributedError(EasyDeLError, ValueError):
+    """The processes of a run cannot find one another, or do not fit together; the message says which, and why."""

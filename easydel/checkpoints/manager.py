@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +13,7 @@ from typing import Any, Self
 import jax
 
 from easydel.checkpoints.arrays import FORMAT, Arrays, BrokenCheckpointError, read
+from easydel.checkpoints.room import no_room, written_here
 from easydel.distributed import warn
 from easydel.errors import CheckpointError
 
@@ -74,6 +77,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._saving: Any = None
+        self._writing = (0, 0)
 
     def _rank(self, metrics: Any) -> float:
         worst = float("inf") if self.lowest_is_best else float("-inf")
@@ -109,23 +113,43 @@ class Checkpoints:
             arrays: by name.
             metadata: what `json` can write.
             metrics: of this step.
+
+        Raises:
+            CheckpointError: the disk is full (as this one or the one before was written); the others stay as they are.
         """
         self.wait()
-        self._saving = self._orbax.save_async(
-            step,
-            dict(arrays),
-            force=True,
-            overwrite=step in self.steps,
-            custom_metadata={"format": FORMAT, **metadata},
-            metrics=dict(metrics) if metrics else None,
-        )
+        self._writing = (step, written_here(arrays))
+        with self._full_disk_explained():
+            self._saving = self._orbax.save_async(
+                step,
+                dict(arrays),
+                force=True,
+                overwrite=step in self.steps,
+                custom_metadata={"format": FORMAT, **metadata},
+                metrics=dict(metrics) if metrics else None,
+            )
 
     def wait(self) -> None:
-        """Wait until everything is on disk; raise what went wrong in the background."""
+        """Wait until everything is on disk; raise what went wrong in the background, a full disk as `save` does."""
         saving, self._saving = self._saving, None
-        if saving is not None:
-            saving.result()
-        self._orbax.wait()
+        with self._full_disk_explained():
+            if saving is not None:
+                saving.result()
+            self._orbax.wait()
+
+    @contextlib.contextmanager
+    def _full_disk_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of orbax, tensorstore or the system
+            if (reason := no_room(error)) is None:
+                raise
+            step, needed = self._writing
+            raise CheckpointError(
+                f"{self.directory / str(step)}: the checkpoint could not be written: {reason}. This process writes "
+                f"about {needed:,} bytes of it; {shutil.disk_usage(self.directory).free:,} are free. Whole are those "
+                f"of steps {[whole for whole in self.steps if whole != step] or 'none'}: make room, and start again"
+            ) from error
 
     def restore(self, like: Mapping[str, Any], step: int | None = None) -> Restored:
         """Read a checkpoint, each array to where `like` says.

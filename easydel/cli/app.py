@@ -146,12 +146,28 @@ def train(
     check: Annotated[
         bool, typer.Option("--check", help="Load everything, say what would be trained, and stop.")
     ] = False,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(envvar="EASYDEL_COORDINATOR", metavar="HOST:PORT", help="Of process 0, if there are several."),
+    ] = None,
+    processes: Annotated[int | None, typer.Option(envvar="EASYDEL_PROCESSES", help="How many there are.")] = None,
+    process_id: Annotated[
+        int | None, typer.Option(envvar="EASYDEL_PROCESS_ID", help="Which of them this is, from 0.")
+    ] = None,
+    peer_timeout: Annotated[
+        float | None,
+        typer.Option(envvar="EASYDEL_PEER_TIMEOUT", help="Seconds of silence before one counts as lost [default: 60]."),
+    ] = None,
 ) -> None:
-    """Train as a YAML file says; the same command goes on where a run was stopped."""
-    with _one_line_errors(context):
-        from easydel.cli.train import run_train
+    """Train as a YAML file says; the same command goes on where a run was stopped.
 
-        code = run_train(config, settings or [], check=check)
+    Started in several processes it is one run; SLURM, Kubernetes, Open MPI and TPU pods tell each which it is.
+    """
+    with _one_line_errors(context):
+        from easydel.cli.train import Placing, run_train
+
+        place = Placing(coordinator, processes, process_id, peer_timeout)
+        code = run_train(config, settings or [], check=check, place=place)
     if code:
         raise typer.Exit(code)
 

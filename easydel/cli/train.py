@@ -4,24 +4,46 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from easydel.distributed import speaks
+from easydel import distributed
 from easydel.training import eLargeModel
 from easydel.training.yaml_files import read_yaml
 
 
-def run_train(file: Path, settings: Sequence[str], *, check: bool) -> int:
+@dataclass(frozen=True)
+class Placing:
+    """Where this process stands in a run of several; see `easydel.distributed.initialize`."""
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process_id: int | None = None
+    peer_timeout: float | None = None
+
+
+def run_train(file: Path, settings: Sequence[str], *, check: bool, place: Placing | None = None) -> int:
     """Train, or only say what would be trained.
 
     Returns:
-        The exit code: 0, also after SIGTERM, by which a scheduler asks a run to save and make room; 130 after Ctrl-C.
+        The exit code: 0, also after SIGTERM, by which a scheduler asks a run to save and make room; 130 after Ctrl-C;
+        75 if another process of the run was lost.
     """
-    console = Console(stderr=True, highlight=False, quiet=not speaks())
-    trainer = eLargeModel.from_yaml(file, dict(map(read_setting, settings))).build_trainer()
+    place = place or Placing()
+    elarge = eLargeModel.from_yaml(file, dict(map(read_setting, settings)))
+    distributed.initialize(
+        place.coordinator, place.processes, place.process_id, agreed=elarge.config, peer_timeout=place.peer_timeout
+    )
+    with distributed.telling_the_others():
+        return _run(elarge, check=check)
+
+
+def _run(elarge: eLargeModel, *, check: bool) -> int:
+    console = Console(stderr=True, highlight=False, quiet=not distributed.speaks())
+    trainer = elarge.build_trainer()
     steps = "as many as the data have" if trainer.total_steps is None else f"{trainer.total_steps:,}"
     console.print(f"{trainer.state.summary()}; steps: {steps}; to {trainer.directory}", soft_wrap=True)
     if trainer.mesh is not None:

@@ -7,13 +7,17 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
+import jax
+from jax.experimental import multihost_utils
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupts:
     """Within the block, SIGTERM and Ctrl-C are noted instead of ending the process; a second one does end it.
 
-    Outside the main thread, where Python does not let signals be handled, nothing is noted.
+    Outside the main thread, where Python does not let signals be handled, nothing is noted. Of several processes all
+    must stop at the same step: there JAX takes note of a SIGTERM to any of them, and Ctrl-C ends the process.
 
     Args:
         signals: others than those two.
@@ -28,7 +32,7 @@ class Interrupts:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in self._signals}
         return self
 
@@ -36,6 +40,16 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+    def asked(self, step: int) -> str:
+        """Return the signal that asks the run to end now; empty if none does, or the others have not come so far.
+
+        Args:
+            step: that was done; each process asks after every one.
+        """
+        if jax.process_count() == 1:
+            return self.received or ""
+        return signal.SIGTERM.name if multihost_utils.reached_preemption_sync_point(step) else ""
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:

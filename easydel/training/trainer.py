@@ -10,6 +10,7 @@ from typing import Any
 
 import optax
 
+from easydel import distributed
 from easydel.checkpoints import Checkpoints
 from easydel.distributed import broadcast, speaks
 from easydel.errors import TrainingError
@@ -139,6 +140,7 @@ class Trainer:
             lowest_is_best=self.arguments.lowest_is_best,
         )
         with Interrupts() as interrupts, checkpoints:
+            distributed.note("restoring", checkpoints=str(checkpoints.directory))
             self._resume(checkpoints)
             begun = self.progress.iteration
             try:
@@ -155,16 +157,18 @@ class Trainer:
         began, before = time.perf_counter(), self.progress.seconds
         reason = self._end()
         while not reason:
+            distributed.note("reading data", self.progress.iteration + 1)
             batch = next(self._source, None)
             if batch is None:
                 reason = "data"
                 break
             if not self._tally.meter.flops_per_token:
                 self._begin(check_batch(batch))
+            distributed.note("computing")
             self._tally.push(self._tokens(batch), self._step(place_batch(batch, self.mesh, self._rows)))
             self.progress.seconds = before + time.perf_counter() - began
             asked = self._after_step(checkpoints)
-            reason = self._end() or asked or interrupts.received or ""
+            reason = self._end() or asked or interrupts.asked(self.progress.iteration)
             self.logs.advance(self.progress.iteration)
         self._tally.drain()
         self._stop_if_lost(checkpoints)
@@ -257,6 +261,7 @@ class Trainer:
 
     def _evaluate(self) -> tuple[Record, bool]:
         """Return the metrics, and whether they are the best so far."""
+        distributed.note("evaluating")
         metrics = self.evaluate()
         name = self.arguments.best_metric
         if name not in metrics:
@@ -270,6 +275,7 @@ class Trainer:
     # ------------------------------------------------------------------ checkpoints
     def save(self, checkpoints: Checkpoints, metrics: Record | None = None) -> None:
         """Write a checkpoint of this moment in the background."""
+        distributed.note("saving", self.progress.iteration)
         about = self._about | {"progress": self.progress.to_dict(), "data": self._source.get_state()}
         about["evaluated"] = self._evaluated
         checkpoints.save(self.progress.iteration, named_arrays(self._step.state), about, metrics)
@@ -292,6 +298,7 @@ class Trainer:
         self.logs.say(f"going on from step {self.progress.iteration} ({checkpoints.directory})")
 
     def _finish(self, checkpoints: Checkpoints, reason: str) -> TrainingResult:
+        distributed.note("finishing", self.progress.iteration)
         done = reason in ENDS
         step = self.progress.iteration
         if not step:

@@ -19,9 +19,9 @@ def main() -> None:
 
     if processes > 1:
         distributed.initialize(f"127.0.0.1:{port}", processes, number)
-    assert jax.local_device_count() == devices
     module, _, function = name.partition(":")
     result = getattr(importlib.import_module(module), function)(*arguments)
+    assert jax.local_device_count() == devices  # not before, as the function may itself join a run
     path = Path(folder) / f"process-{number}.pickle"
     path.write_bytes(pickle.dumps(result))
 
