@@ -42,7 +42,7 @@ def run_train(file: Path, settings: Sequence[str], *, check: bool, place: Placin
 
 
 def _run(elarge: eLargeModel, *, check: bool) -> int:
-    console = Console(stderr=True, highlight=False, quiet=not distributed.speaks())
+    console = Console(stderr=True, highlight=False, quiet=not distributed.is_first())
     trainer = elarge.build_trainer()
     steps = "as many as the data have" if trainer.total_steps is None else f"{trainer.total_steps:,}"
     console.print(f"{trainer.state.summary()}; steps: {steps}; to {trainer.directory}", soft_wrap=True)

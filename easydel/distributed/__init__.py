@@ -4,8 +4,8 @@ How they find one another, what one does for all, what each holds of an array, a
 """
 
 from easydel.distributed.gather import is_apart, whole
-from easydel.distributed.once import broadcast, by_first, from_all, speaks, together, warn
-from easydel.distributed.start import initialize, is_first, note, telling_the_others
+from easydel.distributed.once import broadcast, by_first, from_all, is_first, together, warn
+from easydel.distributed.start import initialize, note, telling_the_others
 from easydel.distributed.watch import EXIT_CODE
 from easydel.errors import DistributedError
 
@@ -19,7 +19,6 @@ __all__ = [
     "is_apart",
     "is_first",
     "note",
-    "speaks",
     "telling_the_others",
     "together",
     "warn",

@@ -19,14 +19,15 @@ _SHORT = 1024
 """Bytes that are sent at once; what is longer follows in a second message."""
 
 
-def speaks() -> bool:
-    """Whether this process is the one that speaks for all, asked without touching a device if there is but one."""
+def is_first() -> bool:
+    """Whether this process speaks for all: it alone logs, draws bars and writes what is written once."""
+    # Asked first, lest a process that is alone touches a device.
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def warn(message: str, stacklevel: int = 2) -> None:
     """Emit a `UserWarning` as `warnings.warn` does, in process 0 only."""
-    if speaks():
+    if is_first():
         warnings.warn(message, stacklevel=stacklevel + 1)
 
 

@@ -80,11 +80,6 @@ def initialize(
     )
 
 
-def is_first() -> bool:
-    """Whether this process speaks for all: it alone logs, draws bars and writes what is written once."""
-    return jax.process_index() == 0
-
-
 def note(phase: str, step: int | None = None, checkpoints: str | None = None) -> None:
     """Take down what this process does now, for the others' messages should it be lost; what is `None` stays.
 

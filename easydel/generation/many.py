@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from easydel.calls import takes
-from easydel.distributed import speaks, whole
+from easydel.distributed import is_first, whole
 from easydel.errors import UnsupportedError
 from easydel.generation.engine import prepare
 from easydel.generation.options import GenerationOptions
@@ -40,7 +40,7 @@ def generate_many(model: Any, prompts: Sequence[Any], *, progress: bool = False,
     """Continue many prompts; see `EasyGenerationMixin.generate_many`."""
     answers: list[Any] = [None] * len(prompts)
     found = iterate_many(model, prompts, **options)
-    if progress and speaks():
+    if progress and is_first():
         from tqdm import tqdm
 
         found = tqdm(found, total=len(prompts), unit="answer")

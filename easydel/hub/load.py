@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from easydel.distributed import speaks
+from easydel.distributed import is_first
 from easydel.hub.abstract import build_abstract
 from easydel.hub.fill import Filler, common_dtypes
 from easydel.hub.match import Match, match_checkpoint
@@ -85,7 +85,7 @@ def load_module(
             filler.put(part, jax.device_put(codes, placements.get(part)))
 
     total = sum(match.table[source].nbytes for link in match.links for source in link.sources)
-    with _Bar(total, progress and total > LARGE and speaks()) as bar:
+    with _Bar(total, progress and total > LARGE and is_first()) as bar:
         for link in match.links:
             read = place_link(link, match.table, dtypes, placements)
             while read:  # a kernel lives no longer than it takes to quantize it

@@ -12,7 +12,7 @@ import optax
 
 from easydel import distributed
 from easydel.checkpoints import Checkpoints
-from easydel.distributed import broadcast, speaks
+from easydel.distributed import broadcast, is_first
 from easydel.errors import TrainingError
 from easydel.infra.base_state import EasyDeLState
 from easydel.infra.forward import check_token_range
@@ -93,7 +93,7 @@ class Trainer:
         self.eval_data, self.directory = eval_data, Path(arguments.output_dir)
         self.mesh = model.mesh if model.is_sharded else None
         check_run(arguments, train_data, eval_data, self.mesh)
-        self.logs = Logs(chosen_logs(arguments, self.directory) if logs is None else logs if speaks() else ())
+        self.logs = Logs(chosen_logs(arguments, self.directory) if logs is None else logs if is_first() else ())
         self._tally = Tally(self.logs.say)
         self._reads_text = isinstance(train_data, DataConfig)
         epochs = arguments.num_train_epochs if arguments.max_steps is None else None
