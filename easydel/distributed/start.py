@@ -29,7 +29,7 @@ def initialize(
     process_id: int | None = None,
     *,
     agreed: Mapping[str, Any] | None = None,
-    wait: float = 300.0,
+    wait: float | None = None,
     peer_timeout: float | None = None,
 ) -> None:
     """Join this process to the others of its run; before anything touches a device.
@@ -45,7 +45,7 @@ def initialize(
         processes: how many there are.
         process_id: which of them this is, from 0.
         agreed: what must be the same in all processes, such as a configuration; versions and code are compared anyway.
-        wait: seconds within which all processes must have come.
+        wait: seconds within which all processes must have come; `None`: from `EASYDEL_WAIT`, else 300.
         peer_timeout: seconds of silence after which a process counts as lost, as process 0 has it; `None`: from
             `EASYDEL_PEER_TIMEOUT`, else 60.
 
@@ -53,9 +53,8 @@ def initialize(
         DistributedError: the arguments make no sense, a process did not come in time, or two do not fit together.
     """
     global _watch
-    limit = _limit(peer_timeout)
-    if not wait > 0:
-        raise DistributedError(f"wait={wait}: expected a number of seconds above 0")
+    limit = _seconds("peer_timeout", peer_timeout, "EASYDEL_PEER_TIMEOUT", 60)
+    wait = _seconds("wait", wait, "EASYDEL_WAIT", 300)
     place = find_place(coordinator, processes, process_id, os.environ, wait)
     if place is None:
         return
@@ -121,12 +120,12 @@ def _announcing(hook: Any) -> Any:
     return announce
 
 
-def _limit(given: float | None) -> float:
-    text = os.environ.get("EASYDEL_PEER_TIMEOUT", "60") if given is None else given
+def _seconds(name: str, given: float | None, variable: str, usual: float) -> float:
+    text = os.environ.get(variable, usual) if given is None else given
     try:
-        limit = float(text)
+        seconds = float(text)
     except ValueError:
-        limit = 0.0
-    if not 0 < limit < float("inf"):
-        raise DistributedError(f"peer_timeout={text!r}: expected a number of seconds above 0")
-    return limit
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise DistributedError(f"{name}={text!r}: expected a number of seconds above 0")
+    return seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 
@@ -150,3 +151,26 @@ def test_what_is_being_written_is_no_checkpoint(tmp_path):
 def test_keeping_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="keep=0"):
         Checkpoints(tmp_path, keep=0)
+
+
+def test_no_room_is_told_in_bytes_and_leaves_the_checkpoint_before(tmp_path):
+    """Files that may not grow stand for a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, at(1), {})
+    checkpoints.wait()
+
+    def save():
+        checkpoints.save(2, at(2), {})
+        checkpoints.wait()
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"/2: the checkpoint could not be written: File too large") as told:
+            save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"writes about {8 * 4 * 4 + 3 * 2 + 4} bytes of it; " in str(told.value)
+    assert "Whole are those of steps [1]" in str(told.value)
+    with Checkpoints(tmp_path) as again:
+        assert int(again.restore(ARRAYS).arrays["step"]) == 8

@@ -108,7 +108,7 @@ def test_one_that_dies_is_missed_at_once(runs: Any) -> None:
     begun = time.monotonic()
     run.ends[2, 0].close()
     run.wait(0, 1)
-    assert run.ended[0][2] - begun < LIMIT / 2
+    assert run.ended[0][2] - begun < LIMIT
     assert all("process 2 of 3 (host node-2, pid 102) has ended without a word" in run.ended[n][1] for n in (0, 1))
 
 
