@@ -12,7 +12,11 @@ import numpy as np
 
 from benchmarks import memory
 from benchmarks.checkpoint import model_bytes
+from benchmarks.membw import bandwidth
 from benchmarks.rounds import Result, interleave, seconds
+
+MEMORY = "streaming reads"
+"""Stands among those who decode for the memory's own speed, measured in the same rounds."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Plan:
     new_tokens: int = 64
     batch: tuple[int, int] = (2, 256)
     loss_tolerance: float = 1e-3
+    measures_memory: bool = False
 
     def tokens(self, batch: int, length: int, seed: int = 0) -> np.ndarray:
         """Return random token ids, int32 `[batch, length]`."""
@@ -109,7 +114,10 @@ def prefill(everybody: list[Any], plan: Plan) -> list[Result]:
 
 
 def decode(everybody: list[Any], plan: Plan) -> list[Result]:
-    """Time the tokens after the first, batch 1: the difference of a long and a one-token generation."""
+    """Time the tokens after the first, batch 1: the difference of a long and a one-token generation.
+
+    Where `plan.measures_memory`, a further entry says how often a second as many bytes as the weights' can be read.
+    """
     ids = plan.tokens(1, plan.decode_prompt)
 
     def once(one: Any) -> float:
@@ -119,7 +127,14 @@ def decode(everybody: list[Any], plan: Plan) -> list[Result]:
 
     _load_all(everybody, plan)
     tasks = {one.name: _bind(once, one) for one in everybody}
+    if plan.measures_memory:
+        tasks[MEMORY] = _bind(_reads_a_second, model_bytes(plan.path))
     return [Result("decode, batch 1", "tokens/s", True, interleave(tasks, plan.rounds, warmups=2))]
+
+
+def _reads_a_second(size: int) -> float:
+    """Return how often a second `size` bytes are read, by the fastest way to read them."""
+    return max(bandwidth(size / 1e9, repeats=3).values()) / size
 
 
 def train(everybody: list[Any], plan: Plan) -> list[Result]:

@@ -132,19 +132,23 @@ def _run(model: Any, requests: list[Request], rows: int) -> Iterator[tuple[int, 
     loop = seat_loop(structure, slots, options.cache_dtype, rows, capacity)
     search = _search(model, options)
     seats = loop.start(params, other, np.int32(longest))
-    waiting, taken = deque(range(len(requests))), dict.fromkeys(range(rows), -1)
+    # Those that may take longest first, lest one of them is left alone at the end.
+    order = sorted(range(len(requests)), key=lambda place: -requests[place].options.max_new_tokens)
+    waiting, taken = deque(order), dict.fromkeys(range(rows), -1)
     made, index = np.zeros(rows, np.int32), longest
     while waiting or any(place >= 0 for place in taken.values()):
         for row, place in taken.items():
             if place < 0 and waiting:
                 taken[row] = waiting.popleft()
                 seats = _seated(loop, params, other, seats, row, requests[taken[row]], search)
-                made[row] = 0
+                made[row] = 1  # the first token comes with the prompt
         if index + STEPS > slots and seats.cache.max_length is not None:
             spans = [len(requests[place].tokens) + made[row] for row, place in taken.items() if place >= 0]
             least = max(longest, *spans)
             seats, index = loop.shift(seats, np.int32(least - index)), least
-        seats, steps = loop.decode(params, other, seats, search, np.int32(STEPS))
+        left = [requests[place].options.max_new_tokens - made[row] for row, place in taken.items() if place >= 0]
+        most = min(STEPS, *left) if waiting else STEPS  # until the first row is known to end, if it is waited for
+        seats, steps = loop.decode(params, other, seats, search, np.int32(most))
         index, made, live = index + int(steps), np.array(whole(seats.made)), whole(seats.live)
         ended = [row for row, place in taken.items() if place >= 0 and not live[row]]
         answers = np.array(whole(seats.answers)) if ended else None
