@@ -46,6 +46,7 @@ SUFFIXES: dict[TaskType, str] = {
 
 # model_type -> (module, class name prefix, tasks). Class names follow transformers: prefix + suffix of the task.
 _DECODER = (TaskType.BASE, TaskType.CAUSAL_LM, TaskType.SEQUENCE_CLASSIFICATION)
+_TAGGER = (*_DECODER, TaskType.TOKEN_CLASSIFICATION)
 _ENCODER = (
     TaskType.BASE,
     TaskType.MASKED_LM,
@@ -56,19 +57,31 @@ _ENCODER = (
 )
 FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "bert": ("easydel.models.bert", "Bert", _ENCODER),
+    "gemma": ("easydel.models.gemma", "Gemma", _TAGGER),
     "gemma2": ("easydel.models.gemma2", "Gemma2", _DECODER),
-    "gpt2": ("easydel.models.gpt2", "GPT2", (*_DECODER, TaskType.TOKEN_CLASSIFICATION)),
+    "gemma3_text": ("easydel.models.gemma3", "Gemma3Text", _DECODER),
+    "gpt2": ("easydel.models.gpt2", "GPT2", _TAGGER),
+    "granite": ("easydel.models.granite", "Granite", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "llama": ("easydel.models.llama", "Llama", _DECODER),
     "mamba2": ("easydel.models.mamba2", "Mamba2", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "mistral": ("easydel.models.mistral", "Mistral", _DECODER),
     "mixtral": ("easydel.models.mixtral", "Mixtral", _DECODER),
+    "olmo2": ("easydel.models.olmo2", "Olmo2", _DECODER),
+    "phi": ("easydel.models.phi", "Phi", _TAGGER),
+    "phi3": ("easydel.models.phi3", "Phi3", _TAGGER),
     "qwen2": ("easydel.models.qwen2", "Qwen2", _DECODER),
     "qwen3": ("easydel.models.qwen3", "Qwen3", _DECODER),
+    "smollm3": ("easydel.models.smollm3", "SmolLM3", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
+    "stablelm": ("easydel.models.stablelm", "StableLm", _TAGGER),
+    "starcoder2": ("easydel.models.starcoder2", "Starcoder2", _TAGGER),
     "t5": ("easydel.models.t5", "T5", (TaskType.BASE, TaskType.SEQ2SEQ)),
 }
 
 # Where transformers' class name is not prefix + suffix of the task.
-OTHER_NAMES: dict[tuple[str, TaskType], str] = {("gpt2", TaskType.CAUSAL_LM): "GPT2LMHeadModel"}
+OTHER_NAMES: dict[tuple[str, TaskType], str] = {
+    ("gemma3_text", TaskType.CAUSAL_LM): "Gemma3ForCausalLM",
+    ("gpt2", TaskType.CAUSAL_LM): "GPT2LMHeadModel",
+}
 
 _CONFIGS: dict[str, type] = {}
 _MODULES: dict[tuple[TaskType, str], type] = {}
