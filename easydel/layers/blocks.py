@@ -2,55 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from flax import nnx
 
 from easydel.layers.attention import Attention
-from easydel.layers.mlp import GatedMLP
+from easydel.layers.dropout import make_dropout
+from easydel.layers.mlp import MLP, GatedMLP
 from easydel.layers.moe import SparseMoE
 from easydel.layers.norms import RMSNorm
 from easydel.layers.stack import LayerInputs, LayerOutput
 
 
 class PreNormBlock(nnx.Module):
-    """Attention and MLP, each behind a norm and around a residual.
+    """Attention and MLP, each behind a norm and around a residual; or both behind one norm and around one residual.
 
     Args:
         attention: the attention layer.
         mlp: the feed-forward layer, or a mixture of experts.
         hidden_size: size of the residual stream.
         epsilon: of the norms.
+        norm: makes a norm, `norm(hidden_size, epsilon=…, dtype=…, param_dtype=…)`.
+        parallel: whether the MLP is given what attention is given, and both are added to the stream at once.
+        residual_scale: what attention's and the MLP's results are multiplied by before they are added.
+        dropout: rates of dropout on what attention and on what the MLP adds; off until `train()` or `rngs`.
         dtype: of the norms' results.
         param_dtype: of the norms' scales.
+        rngs: the keys of dropout; needed where a rate is not 0.
     """
 
     def __init__(
         self,
         attention: Attention,
-        mlp: GatedMLP | SparseMoE,
+        mlp: MLP | GatedMLP | SparseMoE,
         *,
         hidden_size: int,
         epsilon: float,
+        norm: Callable[..., nnx.Module] = RMSNorm,
+        parallel: bool = False,
+        residual_scale: float = 1.0,
+        dropout: tuple[float, float] = (0.0, 0.0),
         dtype: Any,
         param_dtype: Any,
+        rngs: nnx.Rngs | None = None,
     ) -> None:
-        norm = {"epsilon": epsilon, "dtype": dtype, "param_dtype": param_dtype}
-        self.input_layernorm = RMSNorm(hidden_size, **norm)
+        options = {"epsilon": epsilon, "dtype": dtype, "param_dtype": param_dtype}
+        self.input_layernorm = norm(hidden_size, **options)
         self.self_attn = attention
-        self.post_attention_layernorm = RMSNorm(hidden_size, **norm)
+        self.post_attention_layernorm = None if parallel else norm(hidden_size, **options)
         self.mlp = mlp
+        self.attention_dropout, self.mlp_dropout = (make_dropout(rate, rngs) if rate else None for rate in dropout)
+        self.residual_scale = residual_scale
 
     def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape, the updated cache, attention weights and router logits."""
-        out = self.self_attn(self.input_layernorm(hidden), inputs, cache)
-        hidden = hidden + out.hidden
-        normed = self.post_attention_layernorm(hidden)
-        if not isinstance(self.mlp, SparseMoE):
-            return out.replace(hidden=hidden + self.mlp(normed))
-        mixed, router_logits = self.mlp(normed)
-        return out.replace(hidden=hidden + mixed, router_logits=router_logits)
+        normed = self.input_layernorm(hidden)
+        out = self.self_attn(normed, inputs, cache)
+        hidden = hidden + self._added(out.hidden, self.attention_dropout)
+        if self.post_attention_layernorm is not None:
+            normed = self.post_attention_layernorm(hidden)
+        if isinstance(self.mlp, SparseMoE):
+            mixed, router_logits = self.mlp(normed)
+            out = out.replace(router_logits=router_logits)
+        else:
+            mixed = self.mlp(normed)
+        return out.replace(hidden=hidden + self._added(mixed, self.mlp_dropout))
+
+    def _added(self, x: jax.Array, dropout: nnx.Dropout | None) -> jax.Array:
+        x = x if dropout is None else dropout(x)
+        return x if self.residual_scale == 1.0 else x * self.residual_scale
 
 
 def attention_fields(config: Any) -> dict[str, Any]:
