@@ -54,16 +54,23 @@ _ENCODER = (
     TaskType.QUESTION_ANSWERING,
     TaskType.EMBEDDING,
 )
+_DECODER_WITH_ALL = (*_DECODER, TaskType.TOKEN_CLASSIFICATION, TaskType.QUESTION_ANSWERING)
 FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "bert": ("easydel.models.bert", "Bert", _ENCODER),
     "gemma2": ("easydel.models.gemma2", "Gemma2", _DECODER),
     "gpt2": ("easydel.models.gpt2", "GPT2", (*_DECODER, TaskType.TOKEN_CLASSIFICATION)),
+    "gpt_oss": ("easydel.models.gpt_oss", "GptOss", (*_DECODER, TaskType.TOKEN_CLASSIFICATION)),
+    "granitemoe": ("easydel.models.granitemoe", "GraniteMoe", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "llama": ("easydel.models.llama", "Llama", _DECODER),
     "mamba2": ("easydel.models.mamba2", "Mamba2", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "mistral": ("easydel.models.mistral", "Mistral", _DECODER),
     "mixtral": ("easydel.models.mixtral", "Mixtral", _DECODER),
+    "olmoe": ("easydel.models.olmoe", "Olmoe", (TaskType.BASE, TaskType.CAUSAL_LM)),
+    "phimoe": ("easydel.models.phimoe", "Phimoe", _DECODER),
     "qwen2": ("easydel.models.qwen2", "Qwen2", _DECODER),
+    "qwen2_moe": ("easydel.models.qwen2_moe", "Qwen2Moe", _DECODER_WITH_ALL),
     "qwen3": ("easydel.models.qwen3", "Qwen3", _DECODER),
+    "qwen3_moe": ("easydel.models.qwen3_moe", "Qwen3Moe", _DECODER_WITH_ALL),
     "t5": ("easydel.models.t5", "T5", (TaskType.BASE, TaskType.SEQ2SEQ)),
 }
 

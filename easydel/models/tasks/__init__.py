@@ -2,7 +2,12 @@
 
 from easydel.models.tasks.base import TaskModule
 from easydel.models.tasks.causal_lm import CausalLM
-from easydel.models.tasks.classification import PooledClassifier, SequenceClassifier, TokenClassifier
+from easydel.models.tasks.classification import (
+    DecoderTokenClassifier,
+    PooledClassifier,
+    SequenceClassifier,
+    TokenClassifier,
+)
 from easydel.models.tasks.embedding import Embedding
 from easydel.models.tasks.masked_lm import MaskedLM
 from easydel.models.tasks.moe import MoECausalLM
@@ -12,6 +17,7 @@ from easydel.models.tasks.vocabulary import VocabularyTask
 
 __all__ = [
     "CausalLM",
+    "DecoderTokenClassifier",
     "Embedding",
     "MaskedLM",
     "MoECausalLM",

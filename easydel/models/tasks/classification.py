@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from easydel.hub.weight_map import WeightRule
 from easydel.layers import make_dropout
 from easydel.models.tasks.base import TaskModule
 from easydel.outputs import SequenceClassifierOutput, TokenClassifierOutput
@@ -74,6 +75,12 @@ class TokenClassifier(TaskModule):
     def head(self, out: Any, input_ids: jax.Array | None, attention_mask: jax.Array | None) -> TokenClassifierOutput:
         """Turn the backbone's output into logits `[batch, seq, labels]`."""
         return TokenClassifierOutput(logits=self.classifier(self.dropout(out.last_hidden_state)), **out.carried())
+
+
+class DecoderTokenClassifier(TokenClassifier):
+    """A `TokenClassifier` whose head is called `score` in checkpoints, as of most decoders in transformers."""
+
+    weight_map: ClassVar[tuple[WeightRule, ...]] = (WeightRule("score", "classifier", None),)
 
 
 def classifier_dropout(config: Any) -> float:
