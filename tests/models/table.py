@@ -58,6 +58,8 @@ class Family:
         deviation: the field that new weights' deviations are proportional to.
         factors: end of a parameter's name in transformers → what its random numbers are multiplied by, where the family
             needs them smaller than others do.
+        reads_padding: tasks whose loss reads what a model makes of padding, which is compared on rows without any → the
+            reason.
         refused: configs that must be refused when a model is built, with the message's pattern.
     """
 
@@ -76,6 +78,7 @@ class Family:
     counts_padding: bool = False
     deviation: str = "initializer_range"
     factors: Mapping[str, float] = field(default_factory=dict)
+    reads_padding: Mapping[str, str] = field(default_factory=dict)
     refused: tuple[tuple[Mapping[str, Any], str], ...] = ()
 
     @property

@@ -70,12 +70,9 @@ def attend(
     """
     options: dict[str, Any] = {"scale": scale, "bias": bias, "precision": precision}
     if mechanism in ("auto", "ring"):
-        obstacle = "there are attention sinks" if sinks is not None else None
-        obstacle = obstacle or ring_obstacle(
-            query, key, mask, has_dropout=dropout is not None, return_weights=return_weights
-        )
+        obstacle = ring_obstacle(query, key, mask, has_dropout=dropout is not None, return_weights=return_weights)
         if obstacle is None:
-            return ring(query, key, value, mask, softcap=softcap, **options), None
+            return ring(query, key, value, mask, softcap=softcap, sinks=sinks, **options), None
         if mechanism == "ring":
             raise UnsupportedError(
                 f"attn_mechanism='ring' cannot run here: {obstacle}; use 'auto', which takes another way where it must"
