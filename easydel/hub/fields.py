@@ -16,9 +16,9 @@ SIZES = (
     "type_vocab_size",
 )  # fmt: skip
 COUNTS = ("num_hidden_layers", "sliding_window")
-POSITIVE = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
+POSITIVE = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "logits_scaling")
 NOT_NEGATIVE = (
-    "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "initializer_range", "attention_dropout",
+    "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "initializer_range", "attention_dropout",
     "attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout",
 )  # fmt: skip
 # No model comes near them; beyond, building for shapes alone would take memory or minutes.

@@ -9,7 +9,7 @@ from easydel.layers.linear import Linear
 from easydel.layers.mlp import MLP, GatedMLP
 from easydel.layers.moe import SparseMoE
 from easydel.layers.norms import GatedRMSNorm, RMSNorm, layer_norm
-from easydel.layers.rotary import RotaryEmbedding
+from easydel.layers.rotary import RotaryByKind, RotaryEmbedding
 from easydel.layers.scan import ScannedLayers, make_layers
 from easydel.layers.ssm import StateSpaceMixer
 from easydel.layers.stack import LayerInputs, LayerOutput, LayerStack
@@ -29,6 +29,7 @@ __all__ = [
     "PreNormBlock",
     "RMSNorm",
     "RelativePositions",
+    "RotaryByKind",
     "RotaryEmbedding",
     "ScannedLayers",
     "SparseMoE",

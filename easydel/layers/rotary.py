@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -160,6 +161,21 @@ class RotaryEmbedding:
         return (plain / np.float32(factor) * ramp + plain * (1 - ramp)).astype(np.float32), _yarn_scaling(
             settings, factor
         )
+
+
+@dataclass(frozen=True)
+class RotaryByKind:
+    """Cosines and sines of positions for each kind of layer. Static and hashable, as `RotaryEmbedding` is.
+
+    Attributes:
+        kinds: pairs of a kind's name and its embedding.
+    """
+
+    kinds: tuple[tuple[str, RotaryEmbedding], ...]
+
+    def __call__(self, positions: jax.Array, dtype: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Return for each kind what its embedding gives for int32 positions `[batch, seq]`."""
+        return {kind: embedding(positions, dtype) for kind, embedding in self.kinds}
 
 
 def _yarn_scaling(settings: Mapping[str, Any], factor: float) -> float:

@@ -22,7 +22,8 @@ class LayerInputs:
     """What every layer of a forward pass is given besides the hidden states.
 
     Attributes:
-        rotary: cosines and sines `[batch, seq, dim]`, or `None`.
+        rotary: cosines and sines `[batch, seq, dim]`, or `None`; by the kind of layer where kinds differ in them
+            (`RotaryByKind`), for a block to take its own from.
         mask: who may attend to whom; its `offset` is the slot of the first new token, `None` if that is 0.
         tokens: bool `[batch, seq]`, which of the new places hold a token (the rest is padding); `None`: all. For layers
             that carry a state along.
@@ -33,7 +34,7 @@ class LayerInputs:
         output_hidden_states: whether what each layer is given will be asked for (static).
     """
 
-    rotary: tuple[jax.Array, jax.Array] | None
+    rotary: Any
     mask: AttentionMask
     tokens: jax.Array | None = None
     bias: AttentionBias | None = None

@@ -35,6 +35,8 @@ class Decoder(EasyDeLBaseModule):
     harmless_extras: ClassVar[tuple[str, ...]] = (r"rotary_emb\.inv_freq$",)
     has_padding_token: ClassVar[bool] = True
     """Whether looking up `config.pad_token_id` leaves its vector untrained."""
+    partial_rotary: ClassVar[bool] = False
+    """Whether `partial_rotary_factor` of `config.rope_parameters` says how much of a head is rotated."""
 
     def __init__(
         self,
@@ -88,7 +90,7 @@ class Decoder(EasyDeLBaseModule):
             head_dim=getattr(self.config, "head_dim", None)
             or self.config.hidden_size // self.config.num_attention_heads,
             max_position_embeddings=self.config.max_position_embeddings,
-            partial=False,
+            partial=self.partial_rotary,
         )
 
     def add_layers(self, rngs: nnx.Rngs) -> None:
@@ -193,6 +195,6 @@ def decoder_rules() -> PartitionRules:
         (r"mlp/down_proj/kernel", PartitionSpec("tp", "fsdp")),
         (r"lm_head/kernel", PartitionSpec("fsdp", "tp")),
         (r"(score|classifier)/kernel", PartitionSpec("fsdp", None)),
-        (r"(q|k|v|gate|up)_proj/bias", PartitionSpec("tp")),
+        (r"(q|k|v|gate|up)_proj/bias|vocab_bias", PartitionSpec("tp")),
         (r"(norm|layernorm)/scale|bias", PartitionSpec()),
     )

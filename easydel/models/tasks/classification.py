@@ -78,7 +78,7 @@ class TokenClassifier(TaskModule):
 
 
 class DecoderTokenClassifier(TokenClassifier):
-    """A `TokenClassifier` whose head is called `score` in checkpoints, as of most decoders in transformers."""
+    """A `TokenClassifier` whose classifier transformers calls `score`, as on most decoders."""
 
     weight_map: ClassVar[tuple[WeightRule, ...]] = (WeightRule("score", "classifier", None),)
 
