@@ -145,3 +145,29 @@ class Split:
     def load_block(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """See `BlockTransform.load_block`."""
         return self.inner.load(arrays, [])[0]
+
+
+@dataclass(frozen=True)
+class Interleave:
+    """One source becomes targets whose entries along `axis` take turns in it (gate and up fused column by column)."""
+
+    axis: int
+
+    def load(self, arrays: Sequence[np.ndarray], targets: Sequence[Shape]) -> list[np.ndarray]:
+        """See `Transform.load`."""
+        before = (slice(None),) * self.axis
+        return [arrays[0][(*before, slice(n, None, len(targets)))] for n in range(len(targets))]
+
+    def save(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Transform.save`."""
+        return [np.stack(arrays, self.axis + 1).reshape(self.source_shapes([array.shape for array in arrays])[0])]
+
+    def source_shapes(self, targets: Sequence[Shape]) -> list[Shape]:
+        """See `Transform.source_shapes`."""
+        whole = list(targets[0])
+        whole[self.axis] *= len(targets)
+        return [tuple(whole)]
+
+    def source_index(self, index: Index) -> Index | None:
+        """See `Transform.source_index`."""
+        return None

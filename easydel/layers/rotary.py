@@ -73,6 +73,13 @@ class RotaryEmbedding:
 
     def __call__(self, positions: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
         """Return cosines and sines, `[batch, seq, dim]` in `dtype`, of int32 positions `[batch, seq]`."""
+        inverse, scaling = self.frequencies(positions)
+        angles = positions[..., None].astype(jnp.float32) * inverse
+        angles = jnp.concatenate([angles, angles], axis=-1)
+        return (jnp.cos(angles) * scaling).astype(dtype), (jnp.sin(angles) * scaling).astype(dtype)
+
+    def frequencies(self, positions: jax.Array) -> tuple[jax.Array | np.ndarray, Any]:
+        """Return inverse frequencies, float32 `[dim / 2]`, and the factor of cosines and sines, at these positions."""
         frequencies, scaling = self._inverse_frequencies()
         inverse: jax.Array | np.ndarray = frequencies
         if self.rope_type == "dynamic":
@@ -81,9 +88,7 @@ class RotaryEmbedding:
             longest = jnp.max(positions) + 1
             original = self.settings["original_max_position_embeddings"]
             inverse = jnp.where(longest > original, self._longrope("long_factor")[0], frequencies)
-        angles = positions[..., None].astype(jnp.float32) * inverse
-        angles = jnp.concatenate([angles, angles], axis=-1)
-        return (jnp.cos(angles) * scaling).astype(dtype), (jnp.sin(angles) * scaling).astype(dtype)
+        return inverse, scaling
 
     def _inverse_frequencies(self) -> tuple[np.ndarray, float]:
         """Return the inverse frequencies, float32 `[dim / 2]`, and the factor of cosines and sines."""

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from easydel.caching import Cache
+from easydel.hub.weight_map import TRANSPOSE, Permute, Split, Stack, WeightRule
 from easydel.models.decoder import Decoder, decoder_rules
 from easydel.outputs import BaseModelOutput
 from easydel.sharding import PartitionRules
@@ -60,6 +61,48 @@ def expert_rules() -> PartitionRules:
     return (
         (r"mlp/experts/(gate|up)_proj/kernel", PartitionSpec("ep", "fsdp", "tp")),
         (r"mlp/experts/down_proj/kernel", PartitionSpec("ep", "tp", "fsdp")),
-        (r"mlp/gate/kernel", PartitionSpec("fsdp", None)),
+        (r"mlp/(gate|shared_expert_gate)/kernel", PartitionSpec("fsdp", None)),
+        (r"shared_expert/(gate|up)_proj/kernel", PartitionSpec("fsdp", "tp")),
+        (r"shared_expert/down_proj/kernel", PartitionSpec("tp", "fsdp")),
+        (r"mlp/experts/(gate|up)_bias", PartitionSpec("ep", "tp")),
+        (r"mlp/experts/down_bias", PartitionSpec("ep", None)),
+        (r"self_attn/sinks", PartitionSpec()),
         *decoder_rules(),
+    )
+
+
+def sparse_layers(config: Any) -> list[bool]:
+    """Return which layers have experts: each `decoder_sparse_step`-th one, but for those in `mlp_only_layers`."""
+    return [
+        config.num_experts > 0 and n not in config.mlp_only_layers and (n + 1) % config.decoder_sparse_step == 0
+        for n in range(config.num_hidden_layers)
+    ]
+
+
+GATE, UP, DOWN = (f"mlp/experts/{name}_proj/kernel" for name in ("gate", "up", "down"))
+
+
+def expert_weights(
+    files: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"), module: str = "mlp"
+) -> tuple[WeightRule, ...]:
+    """Return the rules of experts that files hold one by one, and transformers' model in memory stacked and fused.
+
+    Args:
+        files: names of gate, up and down in files.
+        module: what the mixture is called there.
+    """
+    start = f"{module}.experts.{{e}}."
+    one_by_one = (
+        WeightRule(f"{start}{name}.weight", kernel, Stack(TRANSPOSE), form="file")
+        for name, kernel in zip(files, (GATE, UP, DOWN), strict=True)
+    )
+    return (*one_by_one, *fused_experts("mlp.experts.gate_up_proj", "mlp.experts.down_proj", form="memory"))
+
+
+def fused_experts(gate_up: str, down: str, form: str | None = None) -> tuple[WeightRule, ...]:
+    """Return the rules of stacked experts: `gate_up` `[experts, 2 · width, hidden]`, `down` `[…, hidden, width]`."""
+    stacked = Permute((0, 2, 1))
+    return (
+        WeightRule(gate_up, (GATE, UP), Split(axis=1, inner=stacked), form=form),
+        WeightRule(down, DOWN, stacked, form=form),
     )

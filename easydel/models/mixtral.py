@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 import transformers
 
-from easydel.hub.weight_map import TRANSPOSE, Permute, Split, Stack, WeightRule
+from easydel.hub.weight_map import TRANSPOSE, WeightRule
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.registry import TaskType, register_config, register_module
 from easydel.layers import Attention, PreNormBlock, SparseMoE, attention_fields, mlp_fields
-from easydel.models.experts import MoEDecoder, expert_rules
+from easydel.models.experts import MoEDecoder, expert_rules, expert_weights
 from easydel.models.tasks import MoECausalLM, SequenceClassifier
 from easydel.sharding import PartitionRules
 
@@ -47,23 +47,14 @@ class MixtralBlock(PreNormBlock):
         )
 
 
-_GATE, _UP, _DOWN = (f"mlp/experts/{name}_proj/kernel" for name in ("gate", "up", "down"))
-_PER_EXPERT, _STACKED = Stack(TRANSPOSE), Permute((0, 2, 1))
-
-
 @register_module(TaskType.BASE, config=MixtralConfig)
 class MixtralModel(MoEDecoder):
     """The Mixtral backbone."""
 
     block_class = MixtralBlock
-    # Files have one tensor per expert under old names; transformers' model in memory has them stacked and fused.
     weight_map: ClassVar[tuple[WeightRule, ...]] = (
-        WeightRule("block_sparse_moe.experts.{e}.w1.weight", _GATE, _PER_EXPERT, form="file"),
-        WeightRule("block_sparse_moe.experts.{e}.w3.weight", _UP, _PER_EXPERT, form="file"),
-        WeightRule("block_sparse_moe.experts.{e}.w2.weight", _DOWN, _PER_EXPERT, form="file"),
+        *expert_weights(("w1", "w3", "w2"), module="block_sparse_moe"),
         WeightRule("block_sparse_moe.gate.weight", "mlp/gate/kernel", TRANSPOSE, form="file"),
-        WeightRule("mlp.experts.gate_up_proj", (_GATE, _UP), Split(axis=1, inner=_STACKED), form="memory"),
-        WeightRule("mlp.experts.down_proj", _DOWN, _STACKED, form="memory"),
     )
 
 

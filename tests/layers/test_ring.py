@@ -23,6 +23,7 @@ RNG = np.random.default_rng(0)
 SHAPES = [(BATCH, LENGTH, HEADS, DIM), *[(BATCH, LENGTH, KV_HEADS, DIM)] * 2, (8, HEADS)]
 QUERY, KEY, VALUE, TABLE = (RNG.normal(size=shape).astype(np.float32) for shape in SHAPES)
 WEIGHTS = RNG.normal(size=SHAPES[0]).astype(np.float32)
+SINKS = RNG.normal(size=SHAPES[0][2]).astype(np.float32)
 VALID = np.ones((BATCH, LENGTH), bool)
 VALID[0, -9:] = VALID[1, :6] = False
 SEGMENTS = np.stack([np.arange(LENGTH) // 7, np.arange(LENGTH) // 13]).astype(np.int32)
@@ -38,7 +39,8 @@ CASES: dict[str, tuple[AttentionMask, dict[str, Any]]] = {
     "padding": (replace(PLAIN, key_valid=VALID), {}),
     "segments": (PACKED, {}),
     "bias": (AttentionMask(causal=False), {"bias": True}),
-    "all": (replace(PACKED, key_valid=VALID, window=11), {"softcap": 2.0, "bias": True}),
+    "sinks": (PLAIN, {"sinks": True}),
+    "all": (replace(PACKED, key_valid=VALID, window=11), {"softcap": 2.0, "bias": True, "sinks": True}),
 }
 MESHES = {
     "sp=2": (1, 1, 1, 1, 2),
@@ -63,17 +65,18 @@ def both(case: str, mesh: Any, mechanism: str, dtype: Any = jnp.float32) -> dict
     rows = 1.0 if mask.key_valid is None else VALID[:, :, None, None]
 
     def loss(parts: Any) -> tuple[jax.Array, jax.Array]:
-        *states, table = parts
+        *states, table, sinks = parts
         bias = BucketBias(table, 16, bidirectional=not mask.causal) if options.get("bias") else None
+        extras = {"bias": bias, "sinks": sinks if options.get("sinks") else None}
         with activation_mesh(mesh):
-            out, _ = attend(*states, mask, mechanism=mechanism, scale=0.3, **{**options, "bias": bias})
+            out, _ = attend(*states, mask, mechanism=mechanism, scale=0.3, **{**options, **extras})
         assert out.dtype == dtype
         out = out.astype(jnp.float32) * rows
         return (out * WEIGHTS).sum(), out
 
-    parts = [jnp.asarray(x, dtype) for x in (QUERY, KEY, VALUE)] + [jnp.asarray(TABLE)]
+    parts = [jnp.asarray(x, dtype) for x in (QUERY, KEY, VALUE)] + [jnp.asarray(TABLE), jnp.asarray(SINKS)]
     (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(parts)
-    found = dict(zip(("query", "key", "value", "table"), gradients, strict=True)) | {"out": out}
+    found = dict(zip(("query", "key", "value", "table", "sinks"), gradients, strict=True)) | {"out": out}
     return {name: np.asarray(x, np.float32) for name, x in found.items()}
 
 

@@ -122,9 +122,11 @@ def families() -> dict[str, Family]:
     from tests.models.llama import LLAMA
     from tests.models.mamba2 import MAMBA2
     from tests.models.mixtral import MIXTRAL
+    from tests.models.mixtures import MIXTURES
     from tests.models.t5 import T5
 
-    return {family.name: family for family in (LLAMA, *DENSE, *DENSE_MORE, *GEMMAS, GPT2, MAMBA2, MIXTRAL, BERT, T5)}
+    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES)
+    return {family.name: family for family in (LLAMA, *varied, GPT2, MAMBA2, MIXTRAL, BERT, T5)}
 
 
 FAMILIES = families()

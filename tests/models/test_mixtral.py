@@ -144,7 +144,14 @@ def test_missing_experts_are_named_in_the_form_the_file_has(
 @pytest.mark.parametrize("mechanism", ["blocks", "ragged"])
 @pytest.mark.parametrize("dims", [(1, 1, 4, 2, 1), (2, 1, 4, 1, 1), (1, 2, 2, 1, 2)])
 def test_expert_parallel_equals_one_device(dims: tuple[int, ...], mechanism: str) -> None:
-    case = pair("mixtral", "router_logits", router_aux_loss_coef=COEFFICIENT)
+    check_expert_parallel(pair("mixtral", "router_logits", router_aux_loss_coef=COEFFICIENT), dims, mechanism)
+
+
+def test_biases_of_experts_on_many_devices_count_once() -> None:
+    check_expert_parallel(pair("gpt_oss", "gqa"), (1, 1, 4, 2, 1), "blocks")
+
+
+def check_expert_parallel(case: Pair, dims: tuple[int, ...], mechanism: str) -> None:
     inputs = case.labelled(case.ids(8, 16))
     want, want_gradients = case.run.step(**inputs)
     with warnings.catch_warnings():

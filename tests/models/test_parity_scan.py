@@ -16,7 +16,12 @@ from tests.models.pairs import Jitted, Pair, array, close, equal, load_ours, pai
 from tests.models.table import cases
 
 SAME = 1e-5  # the same sums, fused otherwise: 2e-6 were seen
-DEPTH = {"gpt2": {"n_layer": 3}, "gemma2": {"num_hidden_layers": 5}, "t5": {"num_layers": 3, "num_decoder_layers": 2}}
+DEPTH = {
+    "gpt2": {"n_layer": 3},
+    "gemma2": {"num_hidden_layers": 5},
+    "gpt_oss": {"num_hidden_layers": 5},
+    "t5": {"num_layers": 3, "num_decoder_layers": 2},
+}
 MESH = (1, 2, 1, 4, 1)
 MASK = np.asarray([[1] * 9, [0] * 3 + [1] * 6] * 2, np.int32)
 

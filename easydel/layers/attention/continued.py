@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from easydel.layers.attention.mask import AttentionMask
 from easydel.layers.attention.masking import masked
-from easydel.layers.attention.online import State, added, nothing
+from easydel.layers.attention.online import State, added, nothing, sink_column
 
 LONG_CACHE = 4096
 """From so many slots on a single token, too, reads the written ones only: before, the loop costs more than it saves."""
@@ -33,6 +33,7 @@ def continued(
     *,
     scale: float,
     softcap: float | None,
+    sinks: jax.Array | None,
     precision: Any,
     block_size: int,
 ) -> jax.Array:
@@ -47,6 +48,7 @@ def continued(
         mask: with an `offset`.
         scale: factor of the products.
         softcap: products `p` become `softcap · tanh(p / softcap)`.
+        sinks: logits `[heads]` that take part in the softmax, or `None`.
         precision: of the products.
         block_size: queries per block, where they see one another.
     """
@@ -65,12 +67,15 @@ def continued(
         products = masked(products, of_block, queries, range(size), scale, softcap, None)
         return added(state, products, values, query.dtype, precision)
 
+    column = sink_column(sinks, key.shape[2])
     if mask.own:
         blocks = [range(first, min(first + block_size, length)) for first in range(0, length, block_size)]
-        states = [add(None, grouped[:, :, :, q.start : q.stop], q, past, q.stop) for q in blocks]
+        parts = [(grouped[:, :, :, q.start : q.stop], q) for q in blocks]
+        first = [None if column is None else nothing(part, value, column) for part, _ in parts]
+        states = [add(seen, part, q, past, q.stop) for seen, (part, q) in zip(first, parts, strict=True)]
         state = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=3), *states)
     else:
-        state = nothing(grouped, value)
+        state = nothing(grouped, value, column)
     _, total, out = jax.lax.fori_loop(
         0,
         (written + block - 1) // block,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from easydel.caching import AttentionCache, SlidingCache
@@ -37,6 +38,8 @@ class Attention(nnx.Module):
             where the two differ.
         norm_per_head: whether these norms take each head by itself, `[batch, seq, heads, head_dim]`, or all heads of a
             token as one vector, `[batch, seq, heads * head_dim]`.
+        clip: queries, keys and values are cut to `[-clip, clip]` before they are rotated; `None`: they are not.
+        sinks: whether each query head has a learned logit that takes part in the softmax and stands for no token.
         rotates: whether queries and keys are rotated where the model has rotary positions.
         mechanism: how attention is computed (`config.attn_mechanism`).
         block_size: of the blockwise mechanism.
@@ -62,6 +65,8 @@ class Attention(nnx.Module):
         softcap: float | None = None,
         qk_norm: Callable[[], nnx.Module] | tuple[Callable[[], nnx.Module], Callable[[], nnx.Module]] | None = None,
         norm_per_head: bool = True,
+        clip: float | None = None,
+        sinks: bool = False,
         rotates: bool = True,
         mechanism: str = "auto",
         block_size: int = 128,
@@ -99,6 +104,10 @@ class Attention(nnx.Module):
             makers = qk_norm if isinstance(qk_norm, tuple) else (qk_norm, qk_norm)
             self.q_norm, self.k_norm = (make() for make in makers)
         self.normalizes, self.norm_per_head, self.rotates = qk_norm is not None, norm_per_head, rotates
+        if sinks:
+            initial = normal_init(stddev_of(init_stddev, "sinks"))
+            self.sinks = nnx.Param(initial(rngs.params(), (num_heads,), param_dtype))
+        self.clip, self.has_sinks = clip, sinks
         self.dropout = nnx.Dropout(dropout, deterministic=True, rngs=rngs) if dropout else None
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.scale = head_dim**-0.5 if scale is None else scale
@@ -133,12 +142,16 @@ class Attention(nnx.Module):
     def _keys_values(self, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return what was projected as keys and values, `[batch, seq, kv_heads, head_dim]`, not rotated yet."""
         key = self._normed(keys, self.num_kv_heads, self.k_norm if self.normalizes else None)
-        return key, self._heads(values, self.num_kv_heads)
+        return key, self._clipped(self._heads(values, self.num_kv_heads))
 
     def _normed(self, x: jax.Array, count: int, norm: nnx.Module | None) -> jax.Array:
         if norm is None:
-            return self._heads(x, count)
-        return norm(self._heads(x, count)) if self.norm_per_head else self._heads(norm(x), count)
+            return self._clipped(self._heads(x, count))
+        normed = norm(self._heads(x, count)) if self.norm_per_head else self._heads(norm(x), count)
+        return self._clipped(normed)
+
+    def _clipped(self, x: jax.Array) -> jax.Array:
+        return x if self.clip is None else jnp.clip(x, -self.clip, self.clip)
 
     def _heads(self, x: jax.Array, count: int) -> jax.Array:
         return constrain(x.reshape(*x.shape[:2], count, self.head_dim), "batch", "sequence", "heads", None)
@@ -164,6 +177,7 @@ class Attention(nnx.Module):
             block_size=self.block_size,
             softcap=self.softcap,
             bias=bias,
+            sinks=self.sinks.get_value() if self.has_sinks else None,
             precision=self.precision,
             dropout=self.dropout if active else None,
             return_weights=return_weights,

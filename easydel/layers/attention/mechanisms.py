@@ -19,6 +19,7 @@ from easydel.layers.attention.continued import behind_a_cache, continued
 from easydel.layers.attention.mask import AttentionMask
 from easydel.layers.attention.masking import masked
 from easydel.layers.attention.one_query import is_one_query, one_query
+from easydel.layers.attention.online import exponentials, sink_column
 from easydel.layers.attention.ring import ring, ring_obstacle
 from easydel.sharding import constrain
 
@@ -39,6 +40,7 @@ def attend(
     block_size: int = 128,
     softcap: float | None = None,
     bias: AttentionBias | None = None,
+    sinks: jax.Array | None = None,
     precision: Any = None,
     dropout: Dropout | None = None,
     return_weights: bool = False,
@@ -55,6 +57,7 @@ def attend(
         block_size: queries per block (blockwise).
         softcap: products `p` become `softcap · tanh(p / softcap)`.
         bias: makes what is added to the products.
+        sinks: a logit of each query head, `[heads]`, that takes part in the softmax and stands for no key; or `None`.
         precision: of the products.
         dropout: applied to the weights, if active.
         return_weights: whether the weights are wanted; they are computed by the vanilla mechanism.
@@ -63,13 +66,13 @@ def attend(
         `[batch, queries, heads, dim]` in the query's dtype, and the weights `[batch, heads, queries, keys]` or `None`.
 
     Raises:
-        UnsupportedError: `"sdpa"` was asked for with a soft-cap or dropout, or `"ring"` where it cannot run.
+        UnsupportedError: `"sdpa"` was asked for with a soft-cap, sinks or dropout, or `"ring"` where it cannot run.
     """
     options: dict[str, Any] = {"scale": scale, "bias": bias, "precision": precision}
     if mechanism in ("auto", "ring"):
         obstacle = ring_obstacle(query, key, mask, has_dropout=dropout is not None, return_weights=return_weights)
         if obstacle is None:
-            return ring(query, key, value, mask, softcap=softcap, **options), None
+            return ring(query, key, value, mask, softcap=softcap, sinks=sinks, **options), None
         if mechanism == "ring":
             raise UnsupportedError(
                 f"attn_mechanism='ring' cannot run here: {obstacle}; use 'auto', which takes another way where it must"
@@ -78,20 +81,21 @@ def attend(
     # compiler may split the sums over keys instead and reduce the weights and results.
     key, value = (constrain(x, "batch", None, "heads", None) for x in (key, value))
     if mechanism == "auto":
-        mechanism = _choose(query, mask, block_size, plain=softcap is None and bias is None and dropout is None)
+        plain = all(extra is None for extra in (softcap, bias, sinks, dropout))
+        mechanism = _choose(query, mask, block_size, plain=plain)
         simple = mechanism == "vanilla" and bias is None and dropout is None and not return_weights
         of_products: dict[str, Any] = {"scale": scale, "softcap": softcap, "precision": precision}
-        if simple and is_one_query(query, key, value):
+        if simple and sinks is None and is_one_query(query, key, value):
             otherwise = functools.partial(vanilla, **of_products)
             return one_query(query, key, value, mask, scale=scale, softcap=softcap, otherwise=otherwise), None
         if simple and behind_a_cache(mask, query.shape[1], key.shape[1]):
-            return continued(query, key, value, mask, **of_products, block_size=block_size), None
-    if mechanism == "sdpa" and (softcap is not None or dropout is not None):
-        what = "soft-capping" if softcap is not None else "dropout on attention weights"
+            return continued(query, key, value, mask, **of_products, sinks=sinks, block_size=block_size), None
+    refused = {"soft-capping": softcap, "sinks": sinks, "dropout on attention weights": dropout}
+    if mechanism == "sdpa" and (what := next((name for name, given in refused.items() if given is not None), None)):
         raise UnsupportedError(
             f"attn_mechanism='sdpa' with {what} is not supported; use 'auto', 'vanilla' or 'blockwise'"
         )
-    by_hand: dict[str, Any] = options | {"softcap": softcap, "dropout": dropout}
+    by_hand: dict[str, Any] = options | {"softcap": softcap, "sinks": sinks, "dropout": dropout}
     if mechanism == "vanilla" or return_weights:
         out, weights = vanilla(query, key, value, mask, **by_hand)
         return out, weights if return_weights else None
@@ -117,6 +121,7 @@ def vanilla(
     scale: float,
     softcap: float | None = None,
     bias: AttentionBias | None = None,
+    sinks: jax.Array | None = None,
     precision: Any = None,
     dropout: Dropout | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -125,7 +130,11 @@ def vanilla(
     grouped = query.reshape(batch, length, key.shape[2], -1, dim)
     products = jnp.einsum("bqkgd,btkd->bkgqt", grouped, key, precision=precision, preferred_element_type=jnp.float32)
     products = masked(products, mask, range(length), range(key.shape[1]), scale, softcap, bias)
-    weights = jax.nn.softmax(products, axis=-1).astype(query.dtype)
+    if sinks is None:
+        weights = jax.nn.softmax(products, axis=-1).astype(query.dtype)
+    else:
+        weights, total = exponentials(products, sink_column(sinks, key.shape[2]))
+        weights = (weights / total).astype(query.dtype)
     if dropout is not None:
         weights = dropout(weights)
     out = jnp.einsum("bkgqt,btkd->bqkgd", weights, value, precision=precision)
@@ -142,6 +151,7 @@ def blockwise(
     block_size: int,
     softcap: float | None = None,
     bias: AttentionBias | None = None,
+    sinks: jax.Array | None = None,
     precision: Any = None,
     dropout: Dropout | None = None,
 ) -> jax.Array:
@@ -153,7 +163,7 @@ def blockwise(
     batch, length, heads, dim = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, dim).transpose(0, 2, 3, 1, 4)
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-    size = max(block_size, -(-length // MAX_BLOCKS))
+    size, column = max(block_size, -(-length // MAX_BLOCKS)), sink_column(sinks, key.shape[1])
     outputs = []
     for start in range(0, length, size):
         queries = range(start, min(start + size, length))
@@ -167,8 +177,7 @@ def blockwise(
             preferred_element_type=jnp.float32,
         )
         products = masked(products, mask, queries, keys, scale, softcap, bias)
-        weights = jnp.exp(products - jax.lax.stop_gradient(products.max(axis=-1, keepdims=True)))
-        total = weights.sum(axis=-1, keepdims=True)
+        weights, total = exponentials(products, column)
         weights = weights.astype(query.dtype)
         if dropout is not None:
             weights = dropout(weights)

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from easydel.errors import UnsupportedError
 from easydel.layers.attention.bias import AttentionBias
 from easydel.layers.attention.mask import AttentionMask
+from easydel.layers.attention.online import sink_column
 from easydel.layers.attention.ring_turns import Ring, first_pass, second_pass
 from easydel.sharding import constrain, current_mesh, sequence_is_split
 
@@ -60,6 +62,7 @@ def ring(
     scale: float,
     softcap: float | None = None,
     bias: AttentionBias | None = None,
+    sinks: jax.Array | None = None,
     precision: Any = None,
 ) -> jax.Array:
     """Compute attention on the ambient mesh, where `ring_obstacle` finds none; it is differentiable once, backwards.
@@ -72,6 +75,7 @@ def ring(
         scale: factor of the products.
         softcap: products `p` become `softcap · tanh(p / softcap)`.
         bias: makes what is added to the products.
+        sinks: logits `[heads]` that take part in the softmax, or `None`.
         precision: of the products.
 
     Returns:
@@ -82,7 +86,9 @@ def ring(
     how = _How(mesh, Ring(AXIS, mesh.shape[AXIS], scale, softcap, precision))
     key, value = (constrain(x, "batch", "sequence", "heads", None) for x in (key, value))
     grouped = query.reshape(batch, length, key.shape[2], -1, dim).transpose(0, 2, 3, 1, 4)
-    out = _ring(how, grouped, key, value, mask, bias)
+    out, reached = _ring(how, grouped, key, value, mask, bias)
+    if (column := sink_column(sinks, key.shape[2])) is not None:  # what the keys have of the sum of keys and sink
+        out = (out * jax.nn.sigmoid(reached - column)).astype(query.dtype)
     out = out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, value.shape[-1])
     return constrain(out, "batch", "sequence", "heads", None)
 
@@ -126,21 +132,27 @@ def _as_one(run: Callable[..., Any], given: Any, results: Any) -> Callable[..., 
 
 INPUTS, KEEPS = (ROWS, SPLIT, SPLIT, WHOLE, WHOLE), (ROWS, ROWS, ROWS)
 _first_pass = _as_one(first_pass, INPUTS, KEEPS)
-_second_pass = _as_one(second_pass, (*INPUTS, KEEPS, ROWS), (ROWS, SPLIT, SPLIT, WHOLE))
+_second_pass = _as_one(second_pass, (*INPUTS, KEEPS, ROWS, ROWS), (ROWS, SPLIT, SPLIT, WHOLE))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ring(how: _How, query: Any, key: Any, value: Any, mask: AttentionMask, bias: Any) -> jax.Array:
-    return _first_pass(how, query, key, value, mask, bias)[0]
+def _ring(how: _How, query: Any, key: Any, value: Any, mask: AttentionMask, bias: Any) -> tuple[jax.Array, jax.Array]:
+    """Return results, and the logarithm of the sum of each query's weights, float32 `[…, queries, 1]`."""
+    return _results(_first_pass(how, query, key, value, mask, bias))
 
 
-def _forward_rule(how: _How, *given: Any) -> tuple[jax.Array, Any]:
+def _results(kept: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    out, largest, total = kept
+    return out, largest + jnp.log(total)
+
+
+def _forward_rule(how: _How, *given: Any) -> tuple[tuple[jax.Array, jax.Array], Any]:
     kept = tuple(checkpoint_name(x, KEPT) for x in _first_pass(how, *given))
-    return kept[0], (*given, kept)
+    return _results(kept), (*given, kept)
 
 
-def _backward_rule(how: _How, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
-    *of_inputs, of_bias = _second_pass(how, *kept, gradient)
+def _backward_rule(how: _How, kept: Any, gradients: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+    *of_inputs, of_bias = _second_pass(how, *kept, *gradients)
     return *of_inputs, None, of_bias
 
 

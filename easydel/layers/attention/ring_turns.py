@@ -117,6 +117,7 @@ def second_pass(
     bias: Any,
     kept: tuple[jax.Array, jax.Array, jax.Array],
     gradient: jax.Array,
+    of_reached: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, Any]:
     """Compute the gradients of this device's queries, keys and values, and of the bias.
 
@@ -129,12 +130,14 @@ def second_pass(
         bias: likewise.
         kept: what `first_pass` returned.
         gradient: of its results.
+        of_reached: the gradient of the logarithm of the sum of weights, `largest + log(total)`: a weight's own, which
+            adds to that of its product.
     """
     bias = ring.varying(bias)
     turns = _turns(ring, mask, query.shape[3], key.shape[1])
     rows = _rows(ring, query, mask)
     out, largest, total = kept
-    along = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+    along = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1, keepdims=True) - of_reached
     fixed = tuple(_blocks(x) for x in (gradient, largest, total, along))
 
     def turn(held: tuple[jax.Array, jax.Array], sums: Any, of_queries: Any, number: Any) -> tuple[Any, Any]:
@@ -183,7 +186,7 @@ def _gradients(
         mask: of these.
         bias: of the whole sequence, or `None`.
         fixed: of the queries, the gradient of their results, the largest product, the sum of weights relative to it,
-            and the sum of the gradient times the results.
+            and what is subtracted of each weight's gradient.
     """
     gradient, largest, total, along = fixed
     products, pull = jax.vjp(lambda query, key, bias: ring.products(query, key, mask, bias), query, key, bias)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -73,6 +73,10 @@ class Experts(nnx.Module):
         intermediate_size: of an expert.
         num_experts: how many there are.
         act: name of the activation.
+        combine: makes of gate and up what goes into down, an object that is equal to those like it; `None`:
+            `act(gate) · up`.
+        use_bias: whether gate, up and down have a bias. Those stand beside the layers, which a quantized one or one
+            with an adapter may replace.
         mechanism: how they are computed (`config.moe_mechanism`).
         init_stddev: of the initial weights.
     """
@@ -84,6 +88,8 @@ class Experts(nnx.Module):
         num_experts: int,
         *,
         act: str,
+        combine: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+        use_bias: bool = False,
         mechanism: str = "auto",
         init_stddev: float = 0.02,
         dtype: Any,
@@ -98,6 +104,12 @@ class Experts(nnx.Module):
         self.gate_proj = linear(hidden_size, intermediate_size)
         self.up_proj = linear(hidden_size, intermediate_size)
         self.down_proj = linear(intermediate_size, hidden_size)
+        if use_bias:
+            self.gate_bias, self.up_bias, self.down_bias = (
+                nnx.Param(jnp.zeros((num_experts, features), param_dtype))
+                for features in (intermediate_size, intermediate_size, hidden_size)
+            )
+        self.use_bias, self.combine = use_bias, combine
         self.act, self.mechanism, self.precision = activation(act), mechanism, precision
         self.num_experts, self.width, self.dtype = num_experts, intermediate_size, dtype
 
@@ -105,9 +117,11 @@ class Experts(nnx.Module):
         """Map `[batch, seq, hidden]` to the same shape."""
         x = x.astype(self.dtype)
         layers = self.gate_proj, self.up_proj, self.down_proj
+        biases = self._biases()
         mesh = current_mesh()
         if mesh is None or is_on_one_device():
-            return self._compute(x, routing.weights, routing.experts, layers, self.num_experts).astype(self.dtype)
+            out = self._compute(x, routing.weights, routing.experts, layers, biases, self.num_experts)
+            return out.astype(self.dtype)
 
         tokens = activation_spec(x.shape, "batch", "sequence", None)
         wide = activation_spec((self.num_experts, x.shape[-1], self.width), "experts", None, "mlp")
@@ -121,10 +135,13 @@ class Experts(nnx.Module):
 
         held = self.num_experts // math.prod(mesh.shape[axis] for axis in _axes(wide[0]))
 
-        def part(x: jax.Array, weights: jax.Array, experts: jax.Array, arrays: Any) -> jax.Array:
+        def part(x: jax.Array, weights: jax.Array, experts: jax.Array, arrays: Any, biases: Any) -> jax.Array:
             first = jax.lax.axis_index(_axes(wide[0])) * held if wide[0] else 0
             own = [nnx.merge(g, to_state(part), copy=True) for g, part in zip(graphdefs, arrays, strict=True)]
-            out = self._compute(x, weights, experts - first, own, held)
+            if biases and wide[2]:  # down's, which is not split, counts once in the sum over parts of the width
+                is_first = jax.lax.axis_index(_axes(wide[2])) == 0
+                biases = (*biases[:2], jnp.where(is_first, biases[2], 0))
+            out = self._compute(x, weights, experts - first, own, biases, held)
             return (jax.lax.psum(out, summed) if summed else out).astype(self.dtype)
 
         specs = tuple(
@@ -132,19 +149,39 @@ class Experts(nnx.Module):
             for layer, own, spec in zip(layers, arrays, (wide, wide, split), strict=True)
         )
         # Its check of what is replicated does not see through a custom gradient's loops.
-        places = (tokens, tokens, tokens, specs)
+        of_biases = tuple(PartitionSpec(wide[0], width) for width in (wide[2], wide[2], None)) if biases else ()
+        places = (tokens, tokens, tokens, specs, of_biases)
         divided = jax.shard_map(part, mesh=mesh, in_specs=places, out_specs=tokens, check_vma=False)
-        return divided(x, routing.weights, routing.experts, arrays)
+        return divided(x, routing.weights, routing.experts, arrays, biases)
+
+    def _biases(self) -> tuple[jax.Array, ...]:
+        """Return the biases of gate, up and down in the compute dtype; empty: there are none."""
+        if not self.use_bias:
+            return ()
+        return tuple(b.get_value().astype(self.dtype) for b in (self.gate_bias, self.up_bias, self.down_bias))
 
     def _compute(
-        self, x: jax.Array, weights: jax.Array, experts: jax.Array, layers: Sequence[Any], held: int
+        self,
+        x: jax.Array,
+        weights: jax.Array,
+        experts: jax.Array,
+        layers: Sequence[Any],
+        biases: Sequence[jax.Array],
+        held: int,
     ) -> jax.Array:
         """Return the sum, float32 `[batch, seq, hidden]`, over those of the `experts` that are below `held`."""
         top_k, options = experts.shape[-1], {"mechanism": self.mechanism, "precision": self.precision}
         order = sort_by_expert(experts.reshape(-1, top_k), held)
         rows = spread(x.reshape(-1, x.shape[-1]), order, top_k)
-        gate, up, down = (functools.partial(layer.product, sizes=order.sizes, **options) for layer in layers)
-        pairs = gather_back(down(self.act(gate(rows)) * up(rows)), order).astype(jnp.float32)
+        products: list[Callable[..., jax.Array]] = [
+            functools.partial(layer.product, sizes=order.sizes, **options) for layer in layers
+        ]
+        if biases:
+            of_row = jnp.clip(experts.reshape(-1)[order.source], 0, held - 1)
+            products = [_with_bias(product, b, of_row) for product, b in zip(products, biases, strict=True)]
+        gate, up = (product(rows) for product in products[:2])
+        hidden = self.act(gate) * up if self.combine is None else self.combine(gate, up)
+        pairs = gather_back(products[2](hidden), order).astype(jnp.float32)
         if current_mesh() is not None:  # experts of other devices
             pairs = jnp.where(is_local(order)[:, None], pairs, 0)
         weighted = pairs.reshape(-1, top_k, x.shape[-1]) * weights.reshape(-1, top_k, 1)
@@ -153,3 +190,7 @@ class Experts(nnx.Module):
 
 def _axes(entry: Any) -> tuple[str, ...]:
     return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+
+
+def _with_bias(product: Callable[..., jax.Array], bias: jax.Array, of_row: jax.Array) -> Callable[..., jax.Array]:
+    return lambda rows: product(rows) + bias[of_row]

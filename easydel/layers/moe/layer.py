@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +22,9 @@ class SparseMoE(nnx.Module):
         top_k: how many a token goes to.
         act: name of the activation.
         normalize: whether the weights of a token's experts are divided by their sum.
+        use_bias: whether router and experts have biases.
+        combine: makes of an expert's gate and up what goes into down; see `Experts`.
+        make_router: makes the router, called as `Router` is.
         jitter: in training, the input is multiplied by noise in `[1 - jitter, 1 + jitter]`.
         mechanism: how the experts are computed (`config.moe_mechanism`).
         init_stddev: of the initial weights.
@@ -35,15 +39,19 @@ class SparseMoE(nnx.Module):
         top_k: int,
         act: str,
         normalize: bool = True,
+        use_bias: bool = False,
+        combine: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+        make_router: Callable[..., Router] = Router,
         jitter: float = 0.0,
         mechanism: str = "auto",
         init_stddev: float = 0.02,
         rngs: nnx.Rngs,
         **options: Any,
     ) -> None:
-        options |= {"init_stddev": init_stddev, "rngs": rngs}
-        self.gate = Router(hidden_size, num_experts, top_k=top_k, normalize=normalize, **options)
-        self.experts = Experts(hidden_size, intermediate_size, num_experts, act=act, mechanism=mechanism, **options)
+        options |= {"init_stddev": init_stddev, "use_bias": use_bias, "rngs": rngs}
+        self.gate = make_router(hidden_size, num_experts, top_k=top_k, normalize=normalize, **options)
+        options |= {"act": act, "combine": combine, "mechanism": mechanism}
+        self.experts = Experts(hidden_size, intermediate_size, num_experts, **options)
         self.jitter = Jitter(jitter, rngs=rngs) if jitter > 0 else None
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -38,8 +38,9 @@ class Router(nnx.Module):
         hidden_size: size of the input.
         num_experts: how many there are.
         top_k: how many a token goes to.
-        normalize: whether the chosen experts' weights are divided by their sum.
-        init_stddev: of the initial kernel, `[hidden, experts]`.
+        normalize: whether the chosen experts' weights are divided by their sum: the softmax over those alone.
+        use_bias: whether the logits have a bias.
+        init_stddev: of the initial kernel, `[hidden, experts]`, and bias.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Router(nnx.Module):
         *,
         top_k: int,
         normalize: bool = True,
+        use_bias: bool = False,
         init_stddev: float = 0.02,
         dtype: Any,
         param_dtype: Any,
@@ -57,7 +59,9 @@ class Router(nnx.Module):
     ) -> None:
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"each token goes to {top_k} of {num_experts} experts: choose from 1 to {num_experts}")
-        self.kernel = nnx.Param(normal_init(init_stddev)(rngs.params(), (hidden_size, num_experts), param_dtype))
+        initial = normal_init(init_stddev)
+        self.kernel = nnx.Param(initial(rngs.params(), (hidden_size, num_experts), param_dtype))
+        self.bias = nnx.data(nnx.Param(initial(rngs.params(), (num_experts,), param_dtype)) if use_bias else None)
         self.top_k, self.normalize = top_k, normalize
         self.dtype, self.param_dtype, self.precision = dtype, param_dtype, precision
 
@@ -65,12 +69,16 @@ class Router(nnx.Module):
         """Route tokens `[batch, seq, hidden]`."""
         kernel = at_use(self.kernel.get_value().astype(self.dtype), x, None, None)
         logits = jnp.dot(x.astype(self.dtype), kernel, precision=self.precision)
-        weights, experts = self._choose(jax.nn.softmax(logits.astype(jnp.float32), axis=-1))
-        if self.normalize:
-            weights = weights / weights.sum(axis=-1, keepdims=True)
-        return Routing(logits, weights, experts)
+        if self.bias is not None:
+            logits = logits + self.bias.get_value().astype(self.dtype)
+        return Routing(logits, *self.choose(logits.astype(jnp.float32)))
 
-    def _choose(self, probabilities: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def choose(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return weights and numbers of the experts, `[batch, seq, top_k]`, given float32 `[batch, seq, experts]`."""
+        weights, experts = self._largest(jax.nn.softmax(logits, axis=-1))
+        return weights / weights.sum(axis=-1, keepdims=True) if self.normalize else weights, experts
+
+    def _largest(self, probabilities: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the largest of `[batch, seq, experts]` and which they are; on a mesh each device asks its own tokens.
 
         The compiler would gather all tokens on every device first.
