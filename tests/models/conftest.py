@@ -1,12 +1,35 @@
-"""The report of a proof's test says what the test compared; `tests/models/families.py` reads it."""
+"""The report of a proof's test says what the test compared; `tests/models/families.py` reads it.
+
+What shared layers do, whatever the family, is proved in every run of some families that between them have every kind of
+layer; of the others in the slow group (`make families`, or `ARGS="-m slow"`), which runs the whole table.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.models.measure import PROPERTY, proved, recording
+
+SAMPLE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt2", "mamba2", "mixtral", "bert", "t5")
+OF_SHARED_LAYERS = {
+    *("nf4", "8bit", "a8bit", "a8q", "a4q", "quantized_sharding", "lora_identity", "lora_merged", "lora_sharding"),
+    *("scan", "scan_cache", "remat", "mechanisms", "sdpa", "bfloat16", "mask_width", "gaps"),
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        proofs = {mark.args[0] for mark in item.iter_markers("proof")}
+        if proofs and proofs <= OF_SHARED_LAYERS and _family(item) not in SAMPLE:
+            item.add_marker(pytest.mark.slow)
+
+
+def _family(item: Any) -> str:
+    return item.callspec.params["family"]
 
 
 @pytest.hookimpl(wrapper=True)
