@@ -246,7 +246,8 @@ _STABLELM = entry(
 _PHI = entry(
     "phi",
     "Phi",
-    rope("default", partial_rotary_factor=0.5),
+    # A size at which no two tokens are nearly as likely while it generates.
+    rope("default", partial_rotary_factor=0.5) | {"intermediate_size": 40},
     (
         Variant("untied"),
         Variant(
