@@ -141,7 +141,10 @@ class EasyGenerationMixin:
     def iterate_many(
         self, prompts: Sequence[Any], *, batch_size: int = 16, **options: Any
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Do what `generate_many` does and yield each answer as it ends, with its prompt's place in the list."""
+        """Do what `generate_many` does and yield each answer as it ends, with its prompt's place in the list.
+
+        Those that may become longest begin first.
+        """
         from easydel.generation import iterate_many
 
         return iterate_many(self, prompts, batch_size=batch_size, **options)
