@@ -38,13 +38,6 @@ def batch_of(index: int) -> dict[str, np.ndarray]:
     return {"input_ids": ids, "labels": ids}
 
 
-def share_of(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return this process's rows of a batch that is split over all of them."""
-    rows = ROWS // jax.process_count()
-    first = jax.process_index() * rows
-    return {name: array[first : first + rows] for name, array in batch.items()}
-
-
 def trainer(folder: str, dims: tuple[int, ...], steps: int, pace: float = 0.0, **options: Any) -> Trainer:
     """Return a run of so many steps on a mesh of these dimensions, `pace` seconds a step at least."""
     model = LlamaForCausalLM(LlamaConfig(**SIZES, sharding_axis_dims=dims), rngs=nnx.Rngs(0))
@@ -53,7 +46,7 @@ def trainer(folder: str, dims: tuple[int, ...], steps: int, pace: float = 0.0, *
 
     def data(index: int) -> dict[str, np.ndarray]:
         time.sleep(pace)
-        return share_of(batch_of(index))
+        return batch_of(index)
 
     usual: dict[str, Any] = dict(
         max_steps=steps, save_steps=4, log_steps=1, log_to=("jsonl",), save_model=False, **OPTIMIZER

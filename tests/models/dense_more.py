@@ -260,6 +260,7 @@ _PHI = entry(
         **_ACT,
         **_PARTIAL,
         **_WIDER,
+        "intermediate_size": {"intermediate_size": 44},
         "layer_norm_eps": {"layer_norm_eps": 0.5},
         "qk_layernorm": {"qk_layernorm": True},
     },

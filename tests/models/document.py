@@ -24,7 +24,7 @@ below. This page is written by `make families`, which runs them and refuses to w
 | --- | --- |
 | a number | the largest relative error, max abs(got - wanted) / max abs(wanted), of all variants and all compared |
 | exact | all numbers are the same |
-| ✓ | it passed, and there is nothing to measure: errors that must be raised, or chance |
+| ✓ | it passed, and there is nothing to measure: errors that must be raised, or chance; or the number was not kept |
 | — | the family is not held to it, for the reason below the table |
 
 *Allowed* is the largest error that passes; where a proof compares in two ways, with transformers and with itself, that
