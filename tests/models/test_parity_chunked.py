@@ -32,6 +32,10 @@ OTHERS = [
 ]
 HEADS = [(n, f.main.name) for n, f in FAMILIES.items() if f.main_task in LANGUAGE] + OTHERS
 
+# Its scan is summed in another order than transformers': whole logits differ by 1e-5, too (docs/families.md), and more or
+# less from processor to processor.
+BY_SCAN = 2e-5
+
 
 @pytest.mark.parametrize(("family", "variant"), HEADS)
 def test_loss_and_gradients_without_logits(family: str, variant: str) -> None:
@@ -53,7 +57,7 @@ def test_loss_and_gradients_without_logits(family: str, variant: str) -> None:
     largest = max(float(g.abs().max()) for g in theirs.values())
     assert len(theirs) > 10
     for name, gradient in theirs.items():
-        close(named[name], gradient, 1e-5, name, least=largest)
+        close(named[name], gradient, BY_SCAN if family == "mamba2" else 1e-5, name, least=largest)
 
 
 @pytest.fixture(scope="module")
