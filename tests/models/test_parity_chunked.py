@@ -32,8 +32,8 @@ OTHERS = [
 ]
 HEADS = [(n, f.main.name) for n, f in FAMILIES.items() if f.main_task in LANGUAGE] + OTHERS
 
-# Its scan is summed in another order than transformers': whole logits differ by 1e-5, too (docs/families.md), more on one
-# processor than on another.
+# Its scan is summed in another order than transformers': whole logits differ by 1e-5, too (docs/families.md), on some
+# processors by more.
 BY_SCAN = 2e-5
 
 
