@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from easydel.checkpoints.room import NO_ROOM
 from easydel.distributed import by_first
 from easydel.errors import CheckpointError
 from easydel.hub.commit import commit, locked, recover_locked, staging, sweep
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -52,7 +50,7 @@ def explained(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = "the disk is full" if error.errno in FULL else f"cannot be saved into: {error}"
+        what = "the disk is full" if error.errno in NO_ROOM else f"cannot be saved into: {error}"
         raise CheckpointError(f"{directory}: {what}; nothing was changed. Free some space or save elsewhere") from error
 
 
