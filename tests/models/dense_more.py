@@ -5,16 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from tests.models.llama import LLAMA, rope
-from tests.models.table import Family, Variant
+from tests.models.table import SUFFIXES, Family, Variant
 
-_TASKS = {
-    "base": "Model",
-    "causal-lm": "ForCausalLM",
-    "sequence-classification": "ForSequenceClassification",
-    "token-classification": "ForTokenClassification",
-    "question-answering": "ForQuestionAnswering",
-}
-TAGGER = tuple(_TASKS)[:4]
+TAGGER = tuple(SUFFIXES)[:4]
 _SHARED = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "tie_word_embeddings", "rope_parameters", "output_hidden_states", "pad_token_id",
@@ -42,7 +35,7 @@ def entry(
     shared = {field: LLAMA.fields[field] for field in _SHARED}
     return Family(
         name,
-        {task: prefix + _TASKS[task] for task in tasks} | (theirs or {}),
+        {task: prefix + SUFFIXES[task] for task in tasks} | (theirs or {}),
         {**LLAMA.config, **config},
         variants,
         shared | fields,

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.models.llama import LLAMA, YARN, rope
 from tests.models.mixtral import MIXTRAL
-from tests.models.table import Family, Variant
+from tests.models.table import SUFFIXES, Family, Variant
 
 _COMMON = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act",
@@ -16,14 +16,7 @@ _COMMON = (
 _INERT = {name: reason for name, reason in MIXTRAL.inert.items() if name != "router_jitter_noise"}
 _WINDOW_WITH_GAPS = {"gaps": "its window counts places, those of masked tokens included, as transformers' does"}
 _NO_OTHER_TASKS = dict.fromkeys(("tasks", "left_padding"), "transformers has no other class of it")
-_SUFFIXES = {
-    "base": "Model",
-    "causal-lm": "ForCausalLM",
-    "sequence-classification": "ForSequenceClassification",
-    "token-classification": "ForTokenClassification",
-    "question-answering": "ForQuestionAnswering",
-}
-_DECODER = tuple(_SUFFIXES)[:3]
+_DECODER = tuple(SUFFIXES)[:3]
 _FEW = ({"num_experts_per_tok": 5}, "5 of 4 experts")
 _BIASED = {"attention_bias": {"attention_bias": True}}
 
@@ -41,7 +34,7 @@ def entry(
     **options: Any,
 ) -> Family:
     """Make an entry: Llama's tiny config with two experts for each token, and what is the family's own."""
-    theirs = {task: f"{prefix}{_SUFFIXES[task]}" for task in tasks}
+    theirs = {task: f"{prefix}{SUFFIXES[task]}" for task in tasks}
     shared = {field: LLAMA.fields[field] for field in _COMMON} | {
         "num_experts_per_tok": {"num_experts_per_tok": 3},
         "output_router_logits": {"output_router_logits": True},
@@ -86,7 +79,7 @@ _QWEN2_MOE = entry(
         "max_window_layers": _WINDOW | {"max_window_layers": 1, "num_hidden_layers": 3},
         "layer_types": _WINDOW | {"layer_types": ["full_attention", "sliding_attention"]},
     },
-    tasks=tuple(_SUFFIXES),
+    tasks=tuple(SUFFIXES),
     reads_padding=_READS_PADDING,
     refused=(*LLAMA.refused, _FEW, ({"layer_types": ["sliding_attention"] * 2}, "no window")),
 )
@@ -101,7 +94,7 @@ _QWEN3_MOE = entry(
         Variant("tied", _TIED | {"head_dim": 12}),
     ),
     _QWEN_FIELDS | _BIASED,
-    tasks=tuple(_SUFFIXES),
+    tasks=tuple(SUFFIXES),
     reads_padding=_READS_PADDING,
 )
 

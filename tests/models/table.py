@@ -12,6 +12,15 @@ from typing import Any, Literal
 
 from tests.models.proofs import PROOFS
 
+SUFFIXES = {
+    "base": "Model",
+    "causal-lm": "ForCausalLM",
+    "sequence-classification": "ForSequenceClassification",
+    "token-classification": "ForTokenClassification",
+    "question-answering": "ForQuestionAnswering",
+}
+"""Task → what transformers' class for it is called after the family's prefix, as a rule."""
+
 
 @dataclass(frozen=True)
 class Variant:
