@@ -189,17 +189,25 @@ def _yarn_scaling(settings: Mapping[str, Any], factor: float) -> float:
     return magnitude(weight) / magnitude(weight_all) if weight and weight_all else magnitude(1.0)
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, *, interleaved: bool = False) -> jax.Array:
     """Rotate heads.
 
     Args:
-        x: `[batch, seq, heads, head_dim]`; its first `dim` features are rotated, in halves (not interleaved).
-        cos: `[batch, seq, dim]`.
-        sin: `[batch, seq, dim]`.
+        x: `[batch, seq, heads, head_dim]`; its first `dim` features are rotated.
+        cos: `[batch, seq, dim]`, the numbers of the first half once more in the second.
+        sin: likewise.
+        interleaved: which features turn together: each with its neighbour, or (by default) with the one half of `dim`
+            further on.
     """
     dim = cos.shape[-1]
     turned, rest = x[..., :dim], x[..., dim:]
-    first, second = jnp.split(turned, 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    turned = turned * cos + jnp.concatenate([-second, first], axis=-1) * sin
+    if interleaved:
+        cos, sin = cos[..., : dim // 2], sin[..., : dim // 2]
+        first, second = turned[..., 0::2], turned[..., 1::2]
+        pairs = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        turned = pairs.reshape(turned.shape)
+    else:
+        first, second = jnp.split(turned, 2, axis=-1)
+        turned = turned * cos + jnp.concatenate([-second, first], axis=-1) * sin
     return turned if rest.shape[-1] == 0 else jnp.concatenate([turned, rest], axis=-1)

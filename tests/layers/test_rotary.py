@@ -80,6 +80,11 @@ def test_rotation_turns_pairs_by_their_angle() -> None:
     np.testing.assert_allclose(got[..., :8], np.concatenate([numbers.real, numbers.imag], axis=-1), atol=1e-5)
     np.testing.assert_array_equal(got[..., 8:], x[..., 8:])
 
+    got = np.asarray(rotate(x, np.cos(twice), np.sin(twice), interleaved=True))
+    numbers = (x[..., 0:8:2] + 1j * x[..., 1:8:2]) * np.exp(1j * angles)[:, :, None]
+    np.testing.assert_allclose(got[..., 0:8:2] + 1j * got[..., 1:8:2], numbers, atol=1e-5)
+    np.testing.assert_array_equal(got[..., 8:], x[..., 8:])
+
 
 def test_settings_are_checked() -> None:
     with pytest.raises(easydel.UnsupportedError, match="'spiral' is not supported"):

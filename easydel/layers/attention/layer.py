@@ -41,6 +41,7 @@ class Attention(nnx.Module):
         clip: queries, keys and values are cut to `[-clip, clip]` before they are rotated; `None`: they are not.
         sinks: whether each query head has a learned logit that takes part in the softmax and stands for no token.
         rotates: whether queries and keys are rotated where the model has rotary positions.
+        interleaved: whether neighbouring features turn together, and not those half a head apart.
         mechanism: how attention is computed (`config.attn_mechanism`).
         block_size: of the blockwise mechanism.
         dropout: rate of dropout on the attention weights; off until `train()` or `rngs`.
@@ -68,6 +69,7 @@ class Attention(nnx.Module):
         clip: float | None = None,
         sinks: bool = False,
         rotates: bool = True,
+        interleaved: bool = False,
         mechanism: str = "auto",
         block_size: int = 128,
         dropout: float = 0.0,
@@ -107,7 +109,7 @@ class Attention(nnx.Module):
         if sinks:
             initial = normal_init(stddev_of(init_stddev, "sinks"))
             self.sinks = nnx.Param(initial(rngs.params(), (num_heads,), param_dtype))
-        self.clip, self.has_sinks = clip, sinks
+        self.clip, self.has_sinks, self.interleaved = clip, sinks, interleaved
         self.dropout = nnx.Dropout(dropout, deterministic=True, rngs=rngs) if dropout else None
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.scale = head_dim**-0.5 if scale is None else scale
@@ -127,7 +129,7 @@ class Attention(nnx.Module):
         projected = project(hidden, self.q_proj, self.k_proj, self.v_proj)
         query, key, value = self._queries(projected[0]), *self._keys_values(*projected[1:])
         if inputs.rotary is not None and self.rotates:
-            query, key = rotate(query, *inputs.rotary), rotate(key, *inputs.rotary)
+            query, key = (rotate(x, *inputs.rotary, interleaved=self.interleaved) for x in (query, key))
         mask = inputs.mask if self.causal else replace(inputs.mask, causal=False)
         if cache is not None:
             cache, key, value, mask = cache.extend(key, value, mask)
