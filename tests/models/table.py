@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import pytest
+
 from tests.models.proofs import PROOFS
 
 SUFFIXES = {
@@ -20,6 +22,12 @@ SUFFIXES = {
     "question-answering": "ForQuestionAnswering",
 }
 """Task → what transformers' class for it is called after the family's prefix, as a rule."""
+
+SAMPLE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt2", "mamba2", "mixtral", "bert", "t5")
+"""Families that between them have every kind of layer.
+
+What shared code does, whatever the family, is proved of these in every run, and of the others in the slow group.
+"""
 
 
 @dataclass(frozen=True)
@@ -139,6 +147,11 @@ def families() -> dict[str, Family]:
 
 
 FAMILIES = families()
+
+
+def sampled() -> list[Any]:
+    """Return every family's name as a test's parameter, slow for those outside `SAMPLE`."""
+    return [pytest.param(name, marks=[] if name in SAMPLE else pytest.mark.slow) for name in FAMILIES]
 
 
 def cases(proof: str) -> list[tuple[str, str]]:
