@@ -24,6 +24,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 MAPS, MOST_MAPS, LOOK_EVERY = Path("/proc/self/maps"), 40_000, 16
 finished = itertools.count(1)
 
+# Tracing makes many small objects beside the hundreds of thousands of JAX's and torch's, which a collection walks each
+# time: an eighth of all time with Python's own thresholds.
+gc.set_threshold(200_000, 20, 100)
+
 
 def pytest_runtest_teardown() -> None:
     """Let compiled programs go before there are too many; what is needed again is compiled again."""

@@ -16,7 +16,7 @@ from tests.models.table import SAMPLE
 
 OF_SHARED_LAYERS = {
     *("nf4", "8bit", "a8bit", "a8q", "a4q", "quantized_sharding", "lora_identity", "lora_merged", "lora_sharding"),
-    *("scan", "scan_cache", "remat", "mechanisms", "sdpa", "bfloat16", "mask_width", "gaps"),
+    *("scan", "scan_cache", "remat", "mechanisms", "sdpa", "bfloat16", "mask_width", "gaps", "end_of_text"),
 }
 
 

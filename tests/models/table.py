@@ -149,9 +149,14 @@ def families() -> dict[str, Family]:
 FAMILIES = families()
 
 
+def quick(family: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of a test that is slow for families outside `SAMPLE`."""
+    return [] if family in SAMPLE else [pytest.mark.slow]
+
+
 def sampled() -> list[Any]:
-    """Return every family's name as a test's parameter, slow for those outside `SAMPLE`."""
-    return [pytest.param(name, marks=[] if name in SAMPLE else pytest.mark.slow) for name in FAMILIES]
+    """Return every family's name as a test's parameter, with its marks."""
+    return [pytest.param(name, marks=quick(name)) for name in FAMILIES]
 
 
 def cases(proof: str) -> list[tuple[str, str]]:
