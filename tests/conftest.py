@@ -18,6 +18,7 @@ DEVICES = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')} {DEVICES}"  # the last of two counts
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # nobody reads where a traced operation was written
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # A compiled model takes some hundred memory maps. Linux allows a process 65,530; beyond them the compiler aborts.
