@@ -68,6 +68,7 @@ FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "mamba2": ("easydel.models.mamba2", "Mamba2", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "mistral": ("easydel.models.mistral", "Mistral", _DECODER),
     "mixtral": ("easydel.models.mixtral", "Mixtral", _DECODER),
+    "olmo": ("easydel.models.olmo", "Olmo", _DECODER),
     "olmo2": ("easydel.models.olmo2", "Olmo2", _DECODER),
     "olmoe": ("easydel.models.olmoe", "Olmoe", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "phi": ("easydel.models.phi", "Phi", _TAGGER),
