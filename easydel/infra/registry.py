@@ -70,6 +70,7 @@ FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "mixtral": ("easydel.models.mixtral", "Mixtral", _DECODER),
     "olmo": ("easydel.models.olmo", "Olmo", _DECODER),
     "olmo2": ("easydel.models.olmo2", "Olmo2", _DECODER),
+    "olmo3": ("easydel.models.olmo3", "Olmo3", _DECODER),
     "olmoe": ("easydel.models.olmoe", "Olmoe", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "phi": ("easydel.models.phi", "Phi", _TAGGER),
     "phi3": ("easydel.models.phi3", "Phi3", _TAGGER),
