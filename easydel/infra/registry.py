@@ -58,6 +58,7 @@ _ENCODER = (
 FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "bert": ("easydel.models.bert", "Bert", _ENCODER),
     "cohere": ("easydel.models.cohere", "Cohere", (TaskType.BASE, TaskType.CAUSAL_LM)),
+    "cohere2": ("easydel.models.cohere2", "Cohere2", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "gemma": ("easydel.models.gemma", "Gemma", _TAGGER),
     "gemma2": ("easydel.models.gemma2", "Gemma2", _DECODER),
     "gemma3_text": ("easydel.models.gemma3", "Gemma3Text", _DECODER),
