@@ -63,6 +63,7 @@ FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "gemma2": ("easydel.models.gemma2", "Gemma2", _DECODER),
     "gemma3_text": ("easydel.models.gemma3", "Gemma3Text", _DECODER),
     "glm": ("easydel.models.glm", "Glm", _TAGGER),
+    "glm4": ("easydel.models.glm4", "Glm4", _TAGGER),
     "gpt2": ("easydel.models.gpt2", "GPT2", _TAGGER),
     "gpt_oss": ("easydel.models.gpt_oss", "GptOss", _TAGGER),
     "granite": ("easydel.models.granite", "Granite", (TaskType.BASE, TaskType.CAUSAL_LM)),

@@ -132,4 +132,4 @@ _GLM, _GLM4 = (
     for name, prefix in (("glm", "Glm"), ("glm4", "Glm4"))
 )
 
-DENSE_NEW = (_OLMO, _OLMO3, _COHERE, _COHERE2, _GLM)
+DENSE_NEW = (_OLMO, _OLMO3, _COHERE, _COHERE2, _GLM, _GLM4)
