@@ -57,9 +57,13 @@ _ENCODER = (
 )
 FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "bert": ("easydel.models.bert", "Bert", _ENCODER),
+    "cohere": ("easydel.models.cohere", "Cohere", (TaskType.BASE, TaskType.CAUSAL_LM)),
+    "cohere2": ("easydel.models.cohere2", "Cohere2", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "gemma": ("easydel.models.gemma", "Gemma", _TAGGER),
     "gemma2": ("easydel.models.gemma2", "Gemma2", _DECODER),
     "gemma3_text": ("easydel.models.gemma3", "Gemma3Text", _DECODER),
+    "glm": ("easydel.models.glm", "Glm", _TAGGER),
+    "glm4": ("easydel.models.glm4", "Glm4", _TAGGER),
     "gpt2": ("easydel.models.gpt2", "GPT2", _TAGGER),
     "gpt_oss": ("easydel.models.gpt_oss", "GptOss", _TAGGER),
     "granite": ("easydel.models.granite", "Granite", (TaskType.BASE, TaskType.CAUSAL_LM)),
@@ -68,7 +72,9 @@ FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "mamba2": ("easydel.models.mamba2", "Mamba2", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "mistral": ("easydel.models.mistral", "Mistral", _DECODER),
     "mixtral": ("easydel.models.mixtral", "Mixtral", _DECODER),
+    "olmo": ("easydel.models.olmo", "Olmo", _DECODER),
     "olmo2": ("easydel.models.olmo2", "Olmo2", _DECODER),
+    "olmo3": ("easydel.models.olmo3", "Olmo3", _DECODER),
     "olmoe": ("easydel.models.olmoe", "Olmoe", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "phi": ("easydel.models.phi", "Phi", _TAGGER),
     "phi3": ("easydel.models.phi3", "Phi3", _TAGGER),

@@ -2,13 +2,13 @@
 
 from easydel.layers.activations import activation
 from easydel.layers.attention import Attention, AttentionMask, CrossAttention, RelativePositions
-from easydel.layers.blocks import PreNormBlock, attention_fields, mlp_fields
+from easydel.layers.blocks import PreNormBlock, SandwichBlock, attention_fields, mlp_fields
 from easydel.layers.dropout import make_dropout
 from easydel.layers.embedding import Embed
 from easydel.layers.linear import Linear
 from easydel.layers.mlp import MLP, GatedMLP
 from easydel.layers.moe import SparseMoE
-from easydel.layers.norms import GatedRMSNorm, RMSNorm, layer_norm
+from easydel.layers.norms import GatedRMSNorm, HeadLayerNorm, RMSNorm, layer_norm
 from easydel.layers.rotary import RotaryByKind, RotaryEmbedding
 from easydel.layers.scan import ScannedLayers, make_layers
 from easydel.layers.ssm import StateSpaceMixer
@@ -22,6 +22,7 @@ __all__ = [
     "Embed",
     "GatedMLP",
     "GatedRMSNorm",
+    "HeadLayerNorm",
     "LayerInputs",
     "LayerOutput",
     "LayerStack",
@@ -31,6 +32,7 @@ __all__ = [
     "RelativePositions",
     "RotaryByKind",
     "RotaryEmbedding",
+    "SandwichBlock",
     "ScannedLayers",
     "SparseMoE",
     "StateSpaceMixer",

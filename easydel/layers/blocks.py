@@ -75,6 +75,49 @@ class PreNormBlock(nnx.Module):
         return x if self.residual_scale == 1.0 else x * self.residual_scale
 
 
+class SandwichBlock(nnx.Module):
+    """Attention and MLP around residuals; what each adds is normed, and so, as a rule, is what each is given.
+
+    Args:
+        attention: the attention layer.
+        mlp: the feed-forward layer.
+        hidden_size: size of the residual stream.
+        epsilon: of the norms.
+        norm: makes a norm, `norm(hidden_size, epsilon=…, dtype=…, param_dtype=…)`.
+        before: whether there are norms before attention and MLP, too.
+        dtype: of the norms' results.
+        param_dtype: of the norms' scales.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        mlp: MLP | GatedMLP,
+        *,
+        hidden_size: int,
+        epsilon: float,
+        norm: Callable[..., nnx.Module] = RMSNorm,
+        before: bool = True,
+        dtype: Any,
+        param_dtype: Any,
+    ) -> None:
+        options = {"epsilon": epsilon, "dtype": dtype, "param_dtype": param_dtype}
+        self.input_layernorm = norm(hidden_size, **options) if before else None
+        self.self_attn = attention
+        self.post_attention_layernorm = norm(hidden_size, **options)
+        self.pre_feedforward_layernorm = norm(hidden_size, **options) if before else None
+        self.mlp = mlp
+        self.post_feedforward_layernorm = norm(hidden_size, **options)
+
+    def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> LayerOutput:
+        """Map `[batch, seq, hidden]` to the same shape, the updated cache and the attention weights."""
+        given = hidden if self.input_layernorm is None else self.input_layernorm(hidden)
+        out = self.self_attn(given, inputs, cache)
+        hidden = hidden + self.post_attention_layernorm(out.hidden)
+        given = hidden if self.pre_feedforward_layernorm is None else self.pre_feedforward_layernorm(hidden)
+        return out.replace(hidden=hidden + self.post_feedforward_layernorm(self.mlp(given)))
+
+
 def attention_fields(config: Any) -> dict[str, Any]:
     """Return the arguments of `Attention` that are the same fields in nearly every Hugging Face config."""
     return {

@@ -12,7 +12,14 @@ from easydel.rngs import shape_rngs
 
 
 def layer_norm(
-    features: int, epsilon: float, *, dtype: Any, param_dtype: Any, use_bias: bool = True, **ignored: Any
+    features: int,
+    epsilon: float,
+    *,
+    dtype: Any,
+    param_dtype: Any,
+    use_bias: bool = True,
+    use_scale: bool = True,
+    **ignored: Any,
 ) -> nnx.LayerNorm:
     """Make a LayerNorm (arXiv:1607.06450) with exact statistics, in float32.
 
@@ -22,6 +29,7 @@ def layer_norm(
         dtype: of the result.
         param_dtype: of scale and bias.
         use_bias: whether there is a bias.
+        use_scale: whether there is a scale.
         **ignored: other options of layers, which a norm has no use for.
     """
     del ignored
@@ -31,6 +39,7 @@ def layer_norm(
         dtype=dtype,
         param_dtype=param_dtype,
         use_bias=use_bias,
+        use_scale=use_scale,
         use_fast_variance=False,  # the difference of two large means loses digits
         rngs=shape_rngs(),  # the initial values are constants
     )
@@ -70,6 +79,29 @@ class RMSNorm(nnx.Module):
         if self.offset:  # the sum is taken in float32, before the result is rounded
             return (normed * (self.offset + scale.astype(jnp.float32))).astype(self.dtype)
         return normed.astype(self.dtype) * scale.astype(self.dtype)
+
+
+class HeadLayerNorm(nnx.Module):
+    """LayerNorm (arXiv:1607.06450) of each head, with a scale of its own and no bias; statistics in float32.
+
+    Args:
+        heads: how many there are.
+        head_dim: size of one.
+        epsilon: added to the variance.
+        dtype: of the result.
+        param_dtype: of the scales.
+    """
+
+    def __init__(self, heads: int, head_dim: int, *, epsilon: float, dtype: Any, param_dtype: Any) -> None:
+        self.scale = nnx.Param(jnp.ones((heads, head_dim), param_dtype))
+        self.epsilon, self.dtype, self.param_dtype = epsilon, dtype, param_dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise `[batch, seq, heads, head_dim]`."""
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.epsilon)
+        return (normed * self.scale.get_value().astype(jnp.float32)).astype(self.dtype)
 
 
 class GatedRMSNorm(nnx.Module):

@@ -14,7 +14,7 @@ from easydel.caching import Cache
 from easydel.errors import UnsupportedError
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.forward import check_length
-from easydel.layers import Embed, LayerInputs, RMSNorm, RotaryEmbedding, make_layers
+from easydel.layers import Embed, LayerInputs, RMSNorm, RotaryByKind, RotaryEmbedding, make_layers
 from easydel.layers.linear import normal_init
 from easydel.layers.stack import StackOutput
 from easydel.models.inputs import embed_or_take, extras_asked, place_tokens
@@ -37,6 +37,8 @@ class Decoder(EasyDeLBaseModule):
     """Whether looking up `config.pad_token_id` leaves its vector untrained."""
     partial_rotary: ClassVar[bool] = False
     """Whether `partial_rotary_factor` of `config.rope_parameters` says how much of a head is rotated."""
+    rotary_by_kind: ClassVar[bool] = False
+    """Whether `config.rope_parameters` holds parameters for each kind of layer; a block then takes its own rotation."""
 
     def __init__(
         self,
@@ -83,10 +85,17 @@ class Decoder(EasyDeLBaseModule):
         """Make the norm after the last layer."""
         return RMSNorm(self.config.hidden_size, epsilon=self.config.rms_norm_eps, **self.dtypes)
 
-    def make_rotary(self) -> RotaryEmbedding | None:
+    def make_rotary(self) -> RotaryEmbedding | RotaryByKind | None:
         """Make the rotary positions of all layers; `None` if there are none."""
+        parameters = self.config.rope_parameters
+        if not self.rotary_by_kind:
+            return self._rotary(parameters)
+        kinds = sorted(set(layer_types(self.config)))
+        return RotaryByKind(tuple((kind, self._rotary(parameters[kind])) for kind in kinds))
+
+    def _rotary(self, parameters: dict[str, Any]) -> RotaryEmbedding:
         return RotaryEmbedding(
-            self.config.rope_parameters,
+            parameters,
             head_dim=getattr(self.config, "head_dim", None)
             or self.config.hidden_size // self.config.num_attention_heads,
             max_position_embeddings=self.config.max_position_embeddings,
@@ -180,8 +189,16 @@ def layer_types(config: Any) -> list[str]:
 
 
 def window_of(config: Any, layer_type: str) -> int | None:
-    """Return the attention window of a layer of this kind."""
-    return config.sliding_window if layer_type == "sliding_attention" else None
+    """Return the attention window of a layer of this kind.
+
+    Raises:
+        ValueError: a sliding layer, and the config has no window.
+    """
+    if layer_type != "sliding_attention":
+        return None
+    if config.sliding_window is None:
+        raise ValueError("layer_types names sliding_attention layers, which need sliding_window: got None")
+    return config.sliding_window
 
 
 def decoder_rules() -> PartitionRules:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import transformers
-from flax import nnx
 
 from easydel.errors import UnsupportedError
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.registry import TaskType, register_config, register_module
-from easydel.layers import Attention, GatedMLP, LayerInputs, LayerOutput, RMSNorm, attention_fields
+from easydel.layers import Attention, GatedMLP, RMSNorm, SandwichBlock, attention_fields
 from easydel.models.decoder import Decoder, decoder_rules, window_of
 from easydel.models.tasks import CausalLM, SequenceClassifier
 from easydel.sharding import PartitionRules
@@ -27,46 +27,36 @@ class Gemma2Config(EasyDeLBaseConfig, transformers.Gemma2Config):
         return decoder_rules()
 
 
-class Gemma2Block(nnx.Module):
+class Gemma2Block(SandwichBlock):
     """One layer: a norm before and one after both attention and MLP; norms store their scale as distance from one."""
 
     def __init__(self, config: Gemma2Config, layer_type: str, *, dtype: Any, param_dtype: Any, **options: Any) -> None:
         if config.use_bidirectional_attention:
             raise UnsupportedError("use_bidirectional_attention=True is not supported by Gemma2 models here")
         options |= {"dtype": dtype, "param_dtype": param_dtype}
-
-        def norm() -> RMSNorm:
-            return RMSNorm(
-                config.hidden_size, epsilon=config.rms_norm_eps, offset=1.0, dtype=dtype, param_dtype=param_dtype
-            )
-
-        self.input_layernorm = norm()
-        self.self_attn = Attention(
-            **attention_fields(config),
-            qkv_bias=config.attention_bias,
-            out_bias=config.attention_bias,
-            scale=config.query_pre_attn_scalar**-0.5,
-            window=window_of(config, layer_type),
-            softcap=config.attn_logit_softcapping,
-            **options,
+        super().__init__(
+            Attention(
+                **attention_fields(config),
+                qkv_bias=config.attention_bias,
+                out_bias=config.attention_bias,
+                scale=config.query_pre_attn_scalar**-0.5,
+                window=window_of(config, layer_type),
+                softcap=config.attn_logit_softcapping,
+                **options,
+            ),
+            GatedMLP(
+                config.hidden_size,
+                config.intermediate_size,
+                act=config.hidden_activation,
+                init_stddev=config.initializer_range,
+                **options,
+            ),
+            hidden_size=config.hidden_size,
+            epsilon=config.rms_norm_eps,
+            norm=partial(RMSNorm, offset=1.0),
+            dtype=dtype,
+            param_dtype=param_dtype,
         )
-        self.post_attention_layernorm = norm()
-        self.pre_feedforward_layernorm = norm()
-        self.mlp = GatedMLP(
-            config.hidden_size,
-            config.intermediate_size,
-            act=config.hidden_activation,
-            init_stddev=config.initializer_range,
-            **options,
-        )
-        self.post_feedforward_layernorm = norm()
-
-    def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> LayerOutput:
-        """Map `[batch, seq, hidden]` to the same shape, the updated cache and the attention weights."""
-        out = self.self_attn(self.input_layernorm(hidden), inputs, cache)
-        hidden = hidden + self.post_attention_layernorm(out.hidden)
-        transformed = self.mlp(self.pre_feedforward_layernorm(hidden))
-        return out.replace(hidden=hidden + self.post_feedforward_layernorm(transformed))
 
 
 @register_module(TaskType.BASE, config=Gemma2Config)

@@ -8,22 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import transformers
-from flax import nnx
 
 from easydel.errors import UnsupportedError
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.registry import TaskType, register_config, register_module
-from easydel.layers import (
-    Attention,
-    GatedMLP,
-    LayerInputs,
-    LayerOutput,
-    RMSNorm,
-    RotaryByKind,
-    RotaryEmbedding,
-    attention_fields,
-)
-from easydel.models.decoder import Decoder, decoder_rules, layer_types, window_of
+from easydel.layers import Attention, GatedMLP, LayerInputs, LayerOutput, RMSNorm, SandwichBlock, attention_fields
+from easydel.models.decoder import Decoder, decoder_rules, window_of
 from easydel.models.tasks import CausalLM, SequenceClassifier
 from easydel.sharding import PartitionRules
 
@@ -37,7 +27,7 @@ class Gemma3TextConfig(EasyDeLBaseConfig, transformers.Gemma3TextConfig):
         return decoder_rules()
 
 
-class Gemma3Block(nnx.Module):
+class Gemma3Block(SandwichBlock):
     """One layer, full or sliding: norms on both sides of attention and MLP; rotated as its kind says."""
 
     def __init__(
@@ -46,36 +36,34 @@ class Gemma3Block(nnx.Module):
         if config.use_bidirectional_attention:
             raise UnsupportedError("use_bidirectional_attention=True is not supported by Gemma 3 models here")
         options |= {"dtype": dtype, "param_dtype": param_dtype}
-        make = partial(RMSNorm, epsilon=config.rms_norm_eps, offset=1.0, dtype=dtype, param_dtype=param_dtype)
+        norms = partial(RMSNorm, offset=1.0)
+        of_norms = {"epsilon": config.rms_norm_eps, "dtype": dtype, "param_dtype": param_dtype}
+        super().__init__(
+            Attention(
+                **attention_fields(config),
+                qkv_bias=config.attention_bias,
+                out_bias=config.attention_bias,
+                scale=config.query_pre_attn_scalar**-0.5,
+                window=window_of(config, layer_type),
+                qk_norm=lambda: norms(config.head_dim, **of_norms),
+                **options,
+            ),
+            GatedMLP(
+                config.hidden_size,
+                config.intermediate_size,
+                act=config.hidden_activation,
+                init_stddev=config.initializer_range,
+                **options,
+            ),
+            hidden_size=config.hidden_size,
+            norm=norms,
+            **of_norms,
+        )
         self.layer_type = layer_type
-        self.input_layernorm = make(config.hidden_size)
-        self.self_attn = Attention(
-            **attention_fields(config),
-            qkv_bias=config.attention_bias,
-            out_bias=config.attention_bias,
-            scale=config.query_pre_attn_scalar**-0.5,
-            window=window_of(config, layer_type),
-            qk_norm=lambda: make(config.head_dim),
-            **options,
-        )
-        self.post_attention_layernorm = make(config.hidden_size)
-        self.pre_feedforward_layernorm = make(config.hidden_size)
-        self.mlp = GatedMLP(
-            config.hidden_size,
-            config.intermediate_size,
-            act=config.hidden_activation,
-            init_stddev=config.initializer_range,
-            **options,
-        )
-        self.post_feedforward_layernorm = make(config.hidden_size)
 
     def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape, the updated cache and the attention weights."""
-        inputs = inputs.replace(rotary=inputs.rotary[self.layer_type])
-        out = self.self_attn(self.input_layernorm(hidden), inputs, cache)
-        hidden = hidden + self.post_attention_layernorm(out.hidden)
-        transformed = self.mlp(self.pre_feedforward_layernorm(hidden))
-        return out.replace(hidden=hidden + self.post_feedforward_layernorm(transformed))
+        return super().__call__(hidden, inputs.replace(rotary=inputs.rotary[self.layer_type]), cache)
 
 
 @register_module(TaskType.BASE, config=Gemma3TextConfig)
@@ -83,23 +71,11 @@ class Gemma3TextModel(Decoder):
     """The Gemma 3 backbone."""
 
     block_class = Gemma3Block
+    rotary_by_kind = True
 
     def make_norm(self) -> RMSNorm:
         """Make the norm after the last layer."""
         return RMSNorm(self.config.hidden_size, epsilon=self.config.rms_norm_eps, offset=1.0, **self.dtypes)
-
-    def make_rotary(self) -> Any:
-        """Make the rotary positions of each kind of layer."""
-        config = self.config
-        make = partial(
-            RotaryEmbedding,
-            head_dim=config.head_dim,
-            max_position_embeddings=config.max_position_embeddings,
-            partial=False,
-        )
-        return RotaryByKind(
-            tuple((kind, make(config.rope_parameters[kind])) for kind in sorted(set(layer_types(config))))
-        )
 
     def embed(self, input_ids: jax.Array) -> jax.Array:
         """Map token ids to embeddings times `sqrt(hidden_size)`, the factor rounded to their dtype."""

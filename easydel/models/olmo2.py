@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import transformers
-from flax import nnx
 
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.registry import TaskType, register_config, register_module
-from easydel.layers import Attention, GatedMLP, LayerInputs, LayerOutput, RMSNorm, attention_fields, mlp_fields
+from easydel.layers import Attention, GatedMLP, RMSNorm, SandwichBlock, attention_fields, mlp_fields
 from easydel.models.decoder import Decoder, decoder_rules
 from easydel.models.tasks import CausalLM, SequenceClassifier
 from easydel.sharding import PartitionRules
@@ -25,7 +23,7 @@ class Olmo2Config(EasyDeLBaseConfig, transformers.Olmo2Config):
         return decoder_rules()
 
 
-class Olmo2Block(nnx.Module):
+class Olmo2Block(SandwichBlock):
     """One layer: what attention and what the MLP adds is normalised."""
 
     def __init__(self, config: Olmo2Config, layer_type: str, *, dtype: Any, param_dtype: Any, **options: Any) -> None:
@@ -33,27 +31,26 @@ class Olmo2Block(nnx.Module):
         options |= {"dtype": dtype, "param_dtype": param_dtype}
         fields, bias = attention_fields(config), config.attention_bias
 
-        def norm(features: int) -> RMSNorm:
-            return RMSNorm(features, epsilon=config.rms_norm_eps, dtype=dtype, param_dtype=param_dtype)
+        def norm(heads: int) -> RMSNorm:
+            width = heads * fields["head_dim"]
+            return RMSNorm(width, epsilon=config.rms_norm_eps, dtype=dtype, param_dtype=param_dtype)
 
-        widths = (fields["num_heads"] * fields["head_dim"], fields["num_kv_heads"] * fields["head_dim"])
-        self.self_attn = Attention(
-            **fields,
-            qkv_bias=bias,
-            out_bias=bias,
-            qk_norm=(lambda: norm(widths[0]), lambda: norm(widths[1])),
-            norm_per_head=False,
-            **options,
+        super().__init__(
+            Attention(
+                **fields,
+                qkv_bias=bias,
+                out_bias=bias,
+                qk_norm=(lambda: norm(fields["num_heads"]), lambda: norm(fields["num_kv_heads"])),
+                norm_per_head=False,
+                **options,
+            ),
+            GatedMLP(**mlp_fields(config), **options),
+            hidden_size=config.hidden_size,
+            epsilon=config.rms_norm_eps,
+            before=False,
+            dtype=dtype,
+            param_dtype=param_dtype,
         )
-        self.post_attention_layernorm = norm(config.hidden_size)
-        self.mlp = GatedMLP(**mlp_fields(config), **options)
-        self.post_feedforward_layernorm = norm(config.hidden_size)
-
-    def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> LayerOutput:
-        """Map `[batch, seq, hidden]` to the same shape, the updated cache and the attention weights."""
-        out = self.self_attn(hidden, inputs, cache)
-        hidden = hidden + self.post_attention_layernorm(out.hidden)
-        return out.replace(hidden=hidden + self.post_feedforward_layernorm(self.mlp(hidden)))
 
 
 @register_module(TaskType.BASE, config=Olmo2Config)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import transformers
 from flax import nnx
 
 from easydel.hub.weight_map import Stack, WeightRule
 from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.registry import TaskType, register_config, register_module
-from easydel.layers import Attention, GatedMLP, PreNormBlock, attention_fields, layer_norm, mlp_fields
+from easydel.layers import (
+    Attention,
+    GatedMLP,
+    HeadLayerNorm,
+    PreNormBlock,
+    attention_fields,
+    layer_norm,
+    mlp_fields,
+)
 from easydel.models.decoder import Decoder, decoder_rules
 from easydel.models.tasks import CausalLM, DecoderTokenClassifier, SequenceClassifier
 from easydel.sharding import PartitionRules
@@ -25,29 +31,6 @@ class StableLmConfig(EasyDeLBaseConfig, transformers.StableLmConfig):
     def get_partition_rules(self) -> PartitionRules:
         """Split heads and MLP over `tp`, the other side over `fsdp`."""
         return decoder_rules()
-
-
-class HeadLayerNorm(nnx.Module):
-    """LayerNorm (arXiv:1607.06450) of each head, with a scale of its own and no bias; statistics in float32.
-
-    Args:
-        heads: how many there are.
-        head_dim: size of one.
-        epsilon: added to the variance.
-        dtype: of the result.
-        param_dtype: of the scales.
-    """
-
-    def __init__(self, heads: int, head_dim: int, *, epsilon: float, dtype: Any, param_dtype: Any) -> None:
-        self.scale = nnx.Param(jnp.ones((heads, head_dim), param_dtype))
-        self.epsilon, self.dtype, self.param_dtype = epsilon, dtype, param_dtype
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalise `[batch, seq, heads, head_dim]`."""
-        wide = x.astype(jnp.float32)
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.epsilon)
-        return (normed * self.scale.get_value().astype(jnp.float32)).astype(self.dtype)
 
 
 class StableLmBlock(PreNormBlock):

@@ -134,6 +134,7 @@ def families() -> dict[str, Family]:
     from tests.models.bert import BERT
     from tests.models.dense import DENSE
     from tests.models.dense_more import DENSE_MORE
+    from tests.models.dense_new import DENSE_NEW
     from tests.models.gemma import GEMMAS
     from tests.models.gpt2 import GPT2
     from tests.models.llama import LLAMA
@@ -142,7 +143,7 @@ def families() -> dict[str, Family]:
     from tests.models.mixtures import MIXTURES
     from tests.models.t5 import T5
 
-    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES)
+    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES, *DENSE_NEW)
     return {family.name: family for family in (LLAMA, *varied, GPT2, MAMBA2, MIXTRAL, BERT, T5)}
 
 
