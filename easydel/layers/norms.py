@@ -12,7 +12,14 @@ from easydel.rngs import shape_rngs
 
 
 def layer_norm(
-    features: int, epsilon: float, *, dtype: Any, param_dtype: Any, use_bias: bool = True, **ignored: Any
+    features: int,
+    epsilon: float,
+    *,
+    dtype: Any,
+    param_dtype: Any,
+    use_bias: bool = True,
+    use_scale: bool = True,
+    **ignored: Any,
 ) -> nnx.LayerNorm:
     """Make a LayerNorm (arXiv:1607.06450) with exact statistics, in float32.
 
@@ -22,6 +29,7 @@ def layer_norm(
         dtype: of the result.
         param_dtype: of scale and bias.
         use_bias: whether there is a bias.
+        use_scale: whether there is a scale.
         **ignored: other options of layers, which a norm has no use for.
     """
     del ignored
@@ -31,6 +39,7 @@ def layer_norm(
         dtype=dtype,
         param_dtype=param_dtype,
         use_bias=use_bias,
+        use_scale=use_scale,
         use_fast_variance=False,  # the difference of two large means loses digits
         rngs=shape_rngs(),  # the initial values are constants
     )
