@@ -57,11 +57,15 @@ _ENCODER = (
 )
 FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "bert": ("easydel.models.bert", "Bert", _ENCODER),
+    "bloom": ("easydel.models.bloom", "Bloom", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
+    "falcon": ("easydel.models.falcon", "Falcon", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
     "gemma": ("easydel.models.gemma", "Gemma", _TAGGER),
     "gemma2": ("easydel.models.gemma2", "Gemma2", _DECODER),
     "gemma3_text": ("easydel.models.gemma3", "Gemma3Text", _DECODER),
     "gpt2": ("easydel.models.gpt2", "GPT2", _TAGGER),
+    "gpt_neox": ("easydel.models.gpt_neox", "GPTNeoX", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
     "gpt_oss": ("easydel.models.gpt_oss", "GptOss", _TAGGER),
+    "gptj": ("easydel.models.gptj", "GPTJ", (*_DECODER, TaskType.QUESTION_ANSWERING)),
     "granite": ("easydel.models.granite", "Granite", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "granitemoe": ("easydel.models.granitemoe", "GraniteMoe", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "llama": ("easydel.models.llama", "Llama", _DECODER),
@@ -70,6 +74,7 @@ FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "mixtral": ("easydel.models.mixtral", "Mixtral", _DECODER),
     "olmo2": ("easydel.models.olmo2", "Olmo2", _DECODER),
     "olmoe": ("easydel.models.olmoe", "Olmoe", (TaskType.BASE, TaskType.CAUSAL_LM)),
+    "opt": ("easydel.models.opt", "OPT", (*_DECODER, TaskType.QUESTION_ANSWERING)),
     "phi": ("easydel.models.phi", "Phi", _TAGGER),
     "phi3": ("easydel.models.phi3", "Phi3", _TAGGER),
     "phimoe": ("easydel.models.phimoe", "Phimoe", _DECODER),
