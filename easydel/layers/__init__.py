@@ -1,8 +1,17 @@
 """Building blocks that families share."""
 
 from easydel.layers.activations import activation
-from easydel.layers.attention import Attention, AttentionMask, CrossAttention, RelativePositions
-from easydel.layers.blocks import PreNormBlock, SandwichBlock, attention_fields, mlp_fields
+from easydel.layers.attention import (
+    Attention,
+    AttentionBias,
+    AttentionMask,
+    CrossAttention,
+    KeyBias,
+    RelativePositions,
+    alibi_slopes,
+    counted,
+)
+from easydel.layers.blocks import PreNormBlock, SandwichBlock, attention_fields, head_size, mlp_fields
 from easydel.layers.dropout import make_dropout
 from easydel.layers.embedding import Embed
 from easydel.layers.linear import Linear
@@ -17,12 +26,14 @@ from easydel.layers.stack import LayerInputs, LayerOutput, LayerStack
 __all__ = [
     "MLP",
     "Attention",
+    "AttentionBias",
     "AttentionMask",
     "CrossAttention",
     "Embed",
     "GatedMLP",
     "GatedRMSNorm",
     "HeadLayerNorm",
+    "KeyBias",
     "LayerInputs",
     "LayerOutput",
     "LayerStack",
@@ -37,7 +48,10 @@ __all__ = [
     "SparseMoE",
     "StateSpaceMixer",
     "activation",
+    "alibi_slopes",
     "attention_fields",
+    "counted",
+    "head_size",
     "layer_norm",
     "make_dropout",
     "make_layers",

@@ -42,6 +42,7 @@ class Variant:
         thorough: whether it is held to the proofs of thorough variants too.
         proofs: further proofs it is held to.
         excused: proofs it is not held to although its place in the table says so → the reason.
+        attention: which of transformers' ways to compute attention it is compared with.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Variant:
     thorough: bool = False
     proofs: Iterable[str] = ()
     excused: Mapping[str, str] = field(default_factory=dict)
+    attention: str = "eager"
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,10 @@ def families() -> dict[str, Family]:
     from tests.models.mamba2 import MAMBA2
     from tests.models.mixtral import MIXTRAL
     from tests.models.mixtures import MIXTURES
+    from tests.models.older import OLDER
     from tests.models.t5 import T5
 
-    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES, *DENSE_NEW)
+    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES, *DENSE_NEW, *OLDER)
     return {family.name: family for family in (LLAMA, *varied, GPT2, MAMBA2, MIXTRAL, BERT, T5)}
 
 
