@@ -37,6 +37,8 @@ class Decoder(EasyDeLBaseModule):
     """Whether looking up `config.pad_token_id` leaves its vector untrained."""
     partial_rotary: ClassVar[bool] = False
     """Whether `partial_rotary_factor` of `config.rope_parameters` says how much of a head is rotated."""
+    wide_rotary: ClassVar[bool] = False
+    """Whether heads are rotated in float32, whatever the dtype of computation."""
 
     def __init__(
         self,
@@ -148,8 +150,9 @@ class Decoder(EasyDeLBaseModule):
         cache, mask, tokens, positions = place_tokens(attention_mask, segment_ids, cache, batch, length)
         positions = positions if position_ids is None else jnp.broadcast_to(jnp.asarray(position_ids), (batch, length))
         hidden = self.place(hidden, positions)
+        rotary_dtype = jnp.float32 if self.wide_rotary else self.dtype
         inputs = LayerInputs(
-            rotary=None if self.rotary is None else self.rotary(positions, self.dtype),
+            rotary=None if self.rotary is None else self.rotary(positions, rotary_dtype),
             mask=mask,
             tokens=tokens,
             output_attentions=with_attentions,
