@@ -125,6 +125,7 @@ class Family:
 def families() -> dict[str, Family]:
     from tests.models.bert import BERT
     from tests.models.dense import DENSE
+    from tests.models.dense_mid import DENSE_MID
     from tests.models.dense_more import DENSE_MORE
     from tests.models.gemma import GEMMAS
     from tests.models.gpt2 import GPT2
@@ -134,7 +135,7 @@ def families() -> dict[str, Family]:
     from tests.models.mixtures import MIXTURES
     from tests.models.t5 import T5
 
-    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES)
+    varied = (*DENSE, *DENSE_MORE, *DENSE_MID, *GEMMAS, *MIXTURES)
     return {family.name: family for family in (LLAMA, *varied, GPT2, MAMBA2, MIXTRAL, BERT, T5)}
 
 
