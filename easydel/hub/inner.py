@@ -10,8 +10,9 @@ from easydel.errors import CheckpointError
 from easydel.hub.report import short
 from easydel.hub.safetensors import TensorEntry
 
-# As transformers writes it now, as it wrote it before, and as the model without a head is written.
-INSIDE = re.compile(r"^(model\.)?language_model\.")
+# A few models of images (SmolVLM, Idefics) say "text_model".
+INSIDE = re.compile(r"^(model\.)?(language_model|text_model)\.")
+_NESTED = re.compile(r"(^|\.)(language_model|text_model)\.")
 
 
 def inner_config(content: Mapping[str, Any], model_type: str, where: object) -> dict[str, Any] | None:
@@ -48,7 +49,7 @@ def inner_table(
     What stands beside is a part of the larger model, unless the text model itself has something of that name.
 
     Args:
-        table: of the checkpoint; one that holds no `language_model` is returned as it is.
+        table: of the checkpoint; one that holds nothing of the kind is returned as it is.
         wanted: the names of the module's tensors.
         prefix: of its backbone, such as `model`.
         heads: how the names of heads begin; they stay.
@@ -59,7 +60,7 @@ def inner_table(
     Raises:
         CheckpointError: two tensors have the same name in the text model.
     """
-    if not any(map(INSIDE.match, table)) or any("language_model." in name for name in wanted):
+    if not any(map(INSIDE.match, table)) or any(_NESTED.search(name) for name in wanted):
         return table, {}
     own = {_first(name, prefix)[1] for name in wanted}
     inner: dict[str, TensorEntry] = {}

@@ -97,7 +97,8 @@ def match_checkpoint(
             stacklevel=4,
         )
     if aligned.parts:
-        beside = ", ".join(f"{part} ({count} tensors)" for part, count in aligned.parts.items())
+        counts = aligned.parts.items()
+        beside = ", ".join(f"{part} ({count} tensor{'s' if count > 1 else ''})" for part, count in counts)
         warn(f"{where}: {type(module).__name__} is one part of this model; left out are {beside}", stacklevel=4)
     return Match(tuple(chosen), tuple(new), table)
 

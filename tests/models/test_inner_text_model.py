@@ -125,6 +125,16 @@ def test_gemma_3() -> None:
     same_logits(ours, theirs)
 
 
+def test_llama_in_smolvlm() -> None:
+    sizes = {"vision_config": TOWER, "image_token_id": 95, "scale_factor": 2, "pad_token_id": 0}
+    config = transformers.SmolVLMConfig(text_config={**SIZES, "model_type": "llama", "pad_token_id": 0}, **sizes)
+    theirs, folder = saved(transformers.SmolVLMForConditionalGeneration(config))
+    assert "model.text_model.norm.weight" in load_file(folder / "model.safetensors")
+    with pytest.warns(UserWarning, match=r"left out are model.connector \(1 tensor\), model.vision_model \("):
+        ours = easydel.LlamaForCausalLM.from_pretrained(folder)
+    same_logits(ours, theirs)
+
+
 @pytest.mark.parametrize("start", ["language_model.model.", "model.language_model.", "language_model."])
 def test_the_model_without_a_head(tmp_path: Path, start: str) -> None:
     theirs, source = llava("llama")
