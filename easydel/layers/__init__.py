@@ -17,7 +17,7 @@ from easydel.layers.embedding import Embed
 from easydel.layers.linear import Linear
 from easydel.layers.mlp import MLP, GatedMLP
 from easydel.layers.moe import SparseMoE
-from easydel.layers.norms import GatedRMSNorm, HeadLayerNorm, RMSNorm, layer_norm
+from easydel.layers.norms import GatedRMSNorm, HeadLayerNorm, OffsetLayerNorm, RMSNorm, layer_norm
 from easydel.layers.rotary import RotaryByKind, RotaryEmbedding
 from easydel.layers.scan import ScannedLayers, make_layers
 from easydel.layers.ssm import StateSpaceMixer
@@ -38,6 +38,7 @@ __all__ = [
     "LayerOutput",
     "LayerStack",
     "Linear",
+    "OffsetLayerNorm",
     "PreNormBlock",
     "RMSNorm",
     "RelativePositions",

@@ -130,7 +130,7 @@ def attention_fields(config: Any) -> dict[str, Any]:
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         "mechanism": config.attn_mechanism,
         "block_size": config.attn_block_size,
-        "dropout": config.attention_dropout or 0.0,
+        "dropout": getattr(config, "attention_dropout", None) or 0.0,
         "init_stddev": config.initializer_range,
     }
 

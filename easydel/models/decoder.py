@@ -48,6 +48,8 @@ class Decoder(EasyDeLBaseModule):
     """Whether `partial_rotary_factor` of `config.rope_parameters` says how much of a head is rotated."""
     rotary_by_kind: ClassVar[bool] = False
     """Whether `config.rope_parameters` holds parameters for each kind of layer; a block then takes its own rotation."""
+    wide_rotary: ClassVar[bool] = False
+    """Whether heads are rotated in float32, whatever the dtype of computation."""
 
     def __init__(
         self,
@@ -198,8 +200,9 @@ class Decoder(EasyDeLBaseModule):
         else:
             positions = jnp.broadcast_to(jnp.asarray(position_ids), (batch, length))
         hidden = self.place(hidden, positions)
+        rotary_dtype = jnp.float32 if self.wide_rotary else self.dtype
         inputs = LayerInputs(
-            rotary=None if self.rotary is None else self.rotary(positions, self.dtype),
+            rotary=None if self.rotary is None else self.rotary(positions, rotary_dtype),
             mask=mask,
             tokens=tokens,
             bias=self.position_bias(mask, length),

@@ -135,6 +135,7 @@ class Family:
 def families() -> dict[str, Family]:
     from tests.models.bert import BERT
     from tests.models.dense import DENSE
+    from tests.models.dense_mid import DENSE_MID
     from tests.models.dense_more import DENSE_MORE
     from tests.models.dense_new import DENSE_NEW
     from tests.models.gemma import GEMMAS
@@ -146,7 +147,7 @@ def families() -> dict[str, Family]:
     from tests.models.older import OLDER
     from tests.models.t5 import T5
 
-    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES, *DENSE_NEW, *OLDER)
+    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES, *DENSE_NEW, *OLDER, *DENSE_MID)
     return {family.name: family for family in (LLAMA, *varied, GPT2, MAMBA2, MIXTRAL, BERT, T5)}
 
 
