@@ -21,7 +21,7 @@ NOT_OF_LOGITS = {
 }
 
 Group = tuple[str, ...]
-REFUSALS = (StrictDataclassError, ValueError, RuntimeError, TypeError, IndexError, AssertionError)
+REFUSALS = (StrictDataclassError, AttributeError, ValueError, RuntimeError, TypeError, IndexError, AssertionError)
 
 
 class Changes:
