@@ -6,7 +6,6 @@ import functools
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from tests.models.inputs import as_torch
 from tests.models.pairs import Pair, build_hf, pair
@@ -21,7 +20,6 @@ NOT_OF_LOGITS = {
 }
 
 Group = tuple[str, ...]
-REFUSALS = (StrictDataclassError, AttributeError, ValueError, RuntimeError, TypeError, IndexError, AssertionError)
 
 
 class Changes:
@@ -83,7 +81,7 @@ class Changes:
             model = build_hf(entry, entry.main_task, config)
             with torch.no_grad():
                 return model(**as_torch(self.inputs())).logits
-        except REFUSALS:
+        except Exception:  # refused, or stumbled over, in one way or another; alone, each change must work
             if len(group) < 2:
                 raise
             return None
