@@ -57,6 +57,7 @@ _ENCODER = (
 )
 FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "bert": ("easydel.models.bert", "Bert", _ENCODER),
+    "distilbert": ("easydel.models.distilbert", "DistilBert", _ENCODER),
     "gemma": ("easydel.models.gemma", "Gemma", _TAGGER),
     "gemma2": ("easydel.models.gemma2", "Gemma2", _DECODER),
     "gemma3_text": ("easydel.models.gemma3", "Gemma3Text", _DECODER),
@@ -68,6 +69,7 @@ FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "mamba2": ("easydel.models.mamba2", "Mamba2", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "mistral": ("easydel.models.mistral", "Mistral", _DECODER),
     "mixtral": ("easydel.models.mixtral", "Mixtral", _DECODER),
+    "modernbert": ("easydel.models.modernbert", "ModernBert", _ENCODER),
     "olmo2": ("easydel.models.olmo2", "Olmo2", _DECODER),
     "olmoe": ("easydel.models.olmoe", "Olmoe", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "phi": ("easydel.models.phi", "Phi", _TAGGER),
@@ -77,6 +79,7 @@ FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "qwen2_moe": ("easydel.models.qwen2_moe", "Qwen2Moe", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
     "qwen3": ("easydel.models.qwen3", "Qwen3", _DECODER),
     "qwen3_moe": ("easydel.models.qwen3_moe", "Qwen3Moe", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
+    "roberta": ("easydel.models.roberta", "Roberta", _ENCODER),
     "smollm3": ("easydel.models.smollm3", "SmolLM3", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
     "stablelm": ("easydel.models.stablelm", "StableLm", _TAGGER),
     "starcoder2": ("easydel.models.starcoder2", "Starcoder2", _TAGGER),

@@ -126,6 +126,7 @@ def families() -> dict[str, Family]:
     from tests.models.bert import BERT
     from tests.models.dense import DENSE
     from tests.models.dense_more import DENSE_MORE
+    from tests.models.encoders import ENCODERS
     from tests.models.gemma import GEMMAS
     from tests.models.gpt2 import GPT2
     from tests.models.llama import LLAMA
@@ -135,7 +136,7 @@ def families() -> dict[str, Family]:
     from tests.models.t5 import T5
 
     varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES)
-    return {family.name: family for family in (LLAMA, *varied, GPT2, MAMBA2, MIXTRAL, BERT, T5)}
+    return {family.name: family for family in (LLAMA, *varied, GPT2, MAMBA2, MIXTRAL, BERT, T5, *ENCODERS)}
 
 
 FAMILIES = families()
