@@ -56,6 +56,11 @@ _ENCODER = (
     TaskType.EMBEDDING,
 )
 FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
+    "bart": (
+        "easydel.models.bart",
+        "Bart",
+        (TaskType.BASE, TaskType.SEQ2SEQ, TaskType.SEQUENCE_CLASSIFICATION, TaskType.QUESTION_ANSWERING),
+    ),
     "bert": ("easydel.models.bert", "Bert", _ENCODER),
     "distilbert": ("easydel.models.distilbert", "DistilBert", _ENCODER),
     "gemma": ("easydel.models.gemma", "Gemma", _TAGGER),
