@@ -182,6 +182,41 @@ class QuestionAnsweringOutput(ModelOutput):
 
 
 @_pytree
+class Seq2SeqStates(ModelOutput):
+    """What outputs of heads on an encoder and a decoder have besides; as in `Seq2SeqModelOutput`."""
+
+    cache: Any = None
+    encoder_last_hidden_state: jax.Array | None = None
+    encoder_hidden_states: tuple[jax.Array, ...] | None = None
+    decoder_hidden_states: tuple[jax.Array, ...] | None = None
+    encoder_attentions: tuple[jax.Array, ...] | None = None
+    decoder_attentions: tuple[jax.Array, ...] | None = None
+    cross_attentions: tuple[jax.Array, ...] | None = None
+
+
+@_pytree
+class Seq2SeqSequenceClassifierOutput(Seq2SeqStates):
+    """Output of a sequence classifier with an encoder: `logits` `[batch, labels]`, `loss` float32 `[]`."""
+
+    logits: jax.Array | None = None
+    loss: jax.Array | None = None
+
+
+@_pytree
+class Seq2SeqQuestionAnsweringOutput(Seq2SeqStates):
+    """Output of a question answerer with an encoder: `start_logits`, `end_logits` `[batch, seq]`, `loss`."""
+
+    start_logits: jax.Array | None = None
+    end_logits: jax.Array | None = None
+    loss: jax.Array | None = None
+
+    @property
+    def logits(self) -> jax.Array:
+        """Both as one array `[batch, seq, 2]`, as the loss takes them."""
+        return jnp.stack([jnp.asarray(self.start_logits), jnp.asarray(self.end_logits)], axis=-1)
+
+
+@_pytree
 class EmbeddingOutput(ModelOutput):
     """Output of an embedding model: `embeddings` `[batch, hidden]`, and `last_hidden_state` `[batch, seq, hidden]`."""
 

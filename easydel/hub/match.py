@@ -21,7 +21,10 @@ from easydel.hub.weight_map import Link, harmless_patterns, links_by_form, store
 from easydel.paths import named_modules, named_variables, nearest
 from easydel.stacked import Held, kind_of
 
-OTHER_HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.", "cls.")
+OTHER_HEADS = (
+    *("lm_head.", "cls.", "vocab_", "head."),
+    *("score.", "classifier.", "pre_classifier.", "classification_head.", "qa_outputs."),
+)
 CHUNK = 2**22
 
 

@@ -135,7 +135,7 @@ def load_pretrained(
     elif overrides:
         raise TypeError(f"give either config= or its fields, got both ({', '.join(overrides)})")
     param_dtype = dtype if param_dtype is None else param_dtype
-    settings = read_json(directory / GENERATION) if (directory / GENERATION).is_file() else None
+    settings = _generation_settings(cls, directory, config)
     table: Mapping[str, TensorEntry] = checkpoint_table(directory)
     stored = _stored_quantization(directory, table)
     if stored is not None:
@@ -218,6 +218,27 @@ def _quantized_makers(build: Any, build_shapes: Any, stored: StoredQuantization,
     return with_parts(build, paths=paths, **settings), with_parts(build_shapes, paths=paths, **settings)
 
 
+def _generation_settings(cls: Any, directory: Path, config: Any) -> dict[str, Any] | None:
+    """Return what `generation_config.json` says, or `config.json` of before there was one; `None`: nothing."""
+    if (directory / GENERATION).is_file():
+        return read_json(directory / GENERATION)
+    if not getattr(cls, "can_generate", True) or not (directory / CONFIG).is_file():
+        return None
+    from transformers import GenerationConfig
+
+    content = read_json(directory / CONFIG)
+    # What the config has a field for may have been changed by the caller.
+    names = [name for name in GenerationConfig().to_dict() if not hasattr(config, name)]
+    held = {name: content[name] for name in names if content.get(name) is not None}
+    return _token_ids(config) | held if held else None
+
+
+def _token_ids(config: Any) -> dict[str, int]:
+    """Return the ids of a config that generation reads."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_eos_token_id")
+    return {name: value for name in names if (value := getattr(config, name, None)) is not None}
+
+
 def checkpoint_dtype(table: Mapping[str, TensorEntry]) -> jnp.dtype:
     """Return the float type that holds most of a checkpoint's bytes, if one can compute in it; else float32."""
     sizes: dict[str, int] = {}
@@ -240,9 +261,7 @@ def rendered_files(model: Any) -> dict[str, str]:
     files = {CONFIG: json.dumps(content, indent=2, sort_keys=True) + "\n"}
     settings = model.generation_settings
     if settings is None and model.can_generate:
-        names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        ids = {name: getattr(config, name, None) for name in names}
-        settings = json.dumps({name: value for name, value in ids.items() if value is not None})
+        settings = json.dumps(_token_ids(config))
     if settings is not None:
         files[GENERATION] = json.dumps(json.loads(settings), indent=2, sort_keys=True) + "\n"
     return files

@@ -56,10 +56,16 @@ _ENCODER = (
     TaskType.EMBEDDING,
 )
 FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
+    "bart": (
+        "easydel.models.bart",
+        "Bart",
+        (TaskType.BASE, TaskType.SEQ2SEQ, TaskType.SEQUENCE_CLASSIFICATION, TaskType.QUESTION_ANSWERING),
+    ),
     "bert": ("easydel.models.bert", "Bert", _ENCODER),
     "bloom": ("easydel.models.bloom", "Bloom", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
     "cohere": ("easydel.models.cohere", "Cohere", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "cohere2": ("easydel.models.cohere2", "Cohere2", (TaskType.BASE, TaskType.CAUSAL_LM)),
+    "distilbert": ("easydel.models.distilbert", "DistilBert", _ENCODER),
     "ernie4_5": ("easydel.models.ernie4_5", "Ernie4_5", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "exaone4": ("easydel.models.exaone4", "Exaone4", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
     "falcon": ("easydel.models.falcon", "Falcon", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
@@ -79,6 +85,7 @@ FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "mamba2": ("easydel.models.mamba2", "Mamba2", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "mistral": ("easydel.models.mistral", "Mistral", _DECODER),
     "mixtral": ("easydel.models.mixtral", "Mixtral", _DECODER),
+    "modernbert": ("easydel.models.modernbert", "ModernBert", _ENCODER),
     "nemotron": ("easydel.models.nemotron", "Nemotron", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
     "olmo": ("easydel.models.olmo", "Olmo", _DECODER),
     "olmo2": ("easydel.models.olmo2", "Olmo2", _DECODER),
@@ -92,6 +99,7 @@ FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "qwen2_moe": ("easydel.models.qwen2_moe", "Qwen2Moe", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
     "qwen3": ("easydel.models.qwen3", "Qwen3", _DECODER),
     "qwen3_moe": ("easydel.models.qwen3_moe", "Qwen3Moe", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
+    "roberta": ("easydel.models.roberta", "Roberta", _ENCODER),
     "seed_oss": ("easydel.models.seed_oss", "SeedOss", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
     "smollm3": ("easydel.models.smollm3", "SmolLM3", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
     "stablelm": ("easydel.models.stablelm", "StableLm", _TAGGER),

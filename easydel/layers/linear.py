@@ -102,11 +102,20 @@ def flat_inputs(inputs: jax.Array, axes: Sequence[int] = (-1,)) -> jax.Array:
     return inputs if len(contracted) == 1 else inputs.reshape(*left, -1)
 
 
-def stddev_of(init_stddev: float | Mapping[str, float], name: str) -> float:
+Spread = float | jax.nn.initializers.Initializer
+"""How new weights are drawn: the deviation of a normal distribution, or an initializer."""
+
+
+def stddev_of(init_stddev: Spread | Mapping[str, Spread], name: str) -> Spread:
     """Return the deviation of a projection's initial weights, given one for all or one by name."""
     return init_stddev[name] if isinstance(init_stddev, Mapping) else init_stddev
 
 
-def normal_init(stddev: float) -> jax.nn.initializers.Initializer:
-    """Return the initializer transformers uses for weights: a normal distribution."""
-    return jax.nn.initializers.normal(stddev, dtype=jnp.float32)
+def normal_init(stddev: Spread) -> jax.nn.initializers.Initializer:
+    """Return the initializer transformers uses for weights, a normal distribution; one that is given stays."""
+    return stddev if callable(stddev) else jax.nn.initializers.normal(stddev, dtype=jnp.float32)
+
+
+def truncated_init(stddev: float, cutoff: float) -> jax.nn.initializers.Initializer:
+    """Return a normal distribution of which nothing beyond `cutoff · stddev` is drawn: its own deviation is less."""
+    return jax.nn.initializers.truncated_normal(stddev, dtype=jnp.float32, lower=-cutoff, upper=cutoff)

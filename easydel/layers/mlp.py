@@ -10,7 +10,7 @@ from flax import nnx
 
 from easydel.layers.activations import activation
 from easydel.layers.dropout import make_dropout
-from easydel.layers.linear import Linear, normal_init, project, stddev_of
+from easydel.layers.linear import Linear, Spread, normal_init, project, stddev_of
 from easydel.sharding import constrain
 
 
@@ -25,7 +25,7 @@ class GatedMLP(nnx.Module):
         act: str,
         use_bias: bool = False,
         dropout: float = 0.0,
-        init_stddev: float | Mapping[str, float] = 0.02,
+        init_stddev: Spread | Mapping[str, Spread] = 0.02,
         dtype: Any,
         param_dtype: Any,
         precision: Any,
@@ -66,7 +66,7 @@ class MLP(nnx.Module):
         act: name of the activation.
         use_bias: whether both projections have a bias.
         dropout: rate of dropout on what goes into `down`; off until `train()` or `rngs`.
-        init_stddev: of the initial weights, all of them or by the name of the projection.
+        init_stddev: of the initial weights (or what draws them), all of them or by the name of the projection.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class MLP(nnx.Module):
         act: str,
         use_bias: bool = True,
         dropout: float = 0.0,
-        init_stddev: float | Mapping[str, float] = 0.02,
+        init_stddev: Spread | Mapping[str, Spread] = 0.02,
         dtype: Any,
         param_dtype: Any,
         precision: Any,

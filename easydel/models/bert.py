@@ -86,6 +86,7 @@ class BertEncoder(Encoder):
 
     block_class = BertBlock
     base_model_prefix = "bert"
+    has_types = True
     # A buffer that older files hold, and a pooler that nothing here would read.
     harmless_extras: ClassVar[tuple[str, ...]] = (r"embeddings\.position_ids$", r"pooler\.dense\.(weight|bias)$")
     legacy_names = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
@@ -218,7 +219,9 @@ class BertForEmbedding(Embedding):
 def _refuse_unsupported(config: BertConfig) -> None:
     for name in ("is_decoder", "add_cross_attention"):
         if getattr(config, name):
-            raise UnsupportedError(f"{name}=True is not supported by BERT models here: they are encoders")
+            raise UnsupportedError(
+                f"{name}=True is not supported by {config.model_type.upper()} models here: they are encoders"
+            )
     positions = getattr(config, "position_embedding_type", None) or "absolute"
     if positions != "absolute":  # a field of older configs; the current transformers knows only this value
         raise UnsupportedError(f"position_embedding_type={positions!r} is not supported; only 'absolute' is")

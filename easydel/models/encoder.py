@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.forward import check_length
 from easydel.layers import Embed, LayerInputs, make_layers
-from easydel.layers.linear import normal_init
+from easydel.layers.linear import Spread, normal_init
 from easydel.models.inputs import embed_or_take, extras_asked, place_tokens
 from easydel.outputs import BaseModelOutput
 from easydel.sharding import PartitionRules
@@ -23,13 +23,16 @@ class Encoder(EasyDeLBaseModule):
     """Embeddings and a stack of blocks in which every token sees every other; it keeps no cache.
 
     A family sets `block_class`, called as `block_class(config, kind, dtype=…, param_dtype=…, precision=…, rngs=…)` for
-    each of `layer_kinds(config)`, and overrides what else is its own: `layer_kinds`, `place`, `pool`.
+    each of `layer_kinds(config)`, and overrides what else is its own: `layer_kinds`, `count`, `place`, `make_rotary`,
+    `finish`, `pool`.
     """
 
     block_class: ClassVar[Callable[..., nnx.Module]]
     base_model_prefix: ClassVar[str] = "model"
     harmless_extras: ClassVar[tuple[str, ...]] = ()
     can_generate: ClassVar[bool] = False
+    has_types: ClassVar[bool] = False
+    """Whether tokens have types (`token_type_ids`)."""
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Encoder(EasyDeLBaseModule):
             rngs,
             scan=config.scan_layers,
         )
+        self.rotary = self.make_rotary()
 
     @property
     def dtypes(self) -> dict[str, Any]:
@@ -61,16 +65,25 @@ class Encoder(EasyDeLBaseModule):
         return ["full_attention"] * config.num_hidden_layers
 
     @property
-    def longest_sequence(self) -> int:
-        """The longest sequence the model can take: one position for each token."""
+    def longest_sequence(self) -> int | None:
+        """The longest sequence the model can take, one position for each token; `None`: any."""
         return self.config.max_position_embeddings
+
+    @property
+    def table_stddev(self) -> Spread:
+        """The deviation of new tables, or what draws them."""
+        return self.config.initializer_range
+
+    def make_rotary(self) -> Any:
+        """Make the rotary positions of all layers: none, where positions are learned."""
+        return None
 
     def table(self, size: int, rngs: nnx.Rngs, rows: str | None = None, padding_idx: int | None = None) -> Embed:
         """Make a table of `size` vectors; `rows` and `padding_idx` as in `Embed`."""
         return Embed(
             size,
             self.config.hidden_size,
-            embedding_init=normal_init(self.config.initializer_range),
+            embedding_init=normal_init(self.table_stddev),
             precision=self.precision,
             rows=rows,
             padding_idx=padding_idx,
@@ -78,16 +91,38 @@ class Encoder(EasyDeLBaseModule):
             **self.dtypes,
         )
 
+    def count(
+        self,
+        positions: jax.Array,
+        tokens: jax.Array | None,
+        input_ids: jax.Array | None,
+        segment_ids: jax.Array | None,
+    ) -> jax.Array:
+        """Return the positions `[batch, seq]` where none are given.
+
+        Args:
+            positions: int32 `[batch, seq]`, the running count of tokens.
+            tokens: bool `[batch, seq]`, which places hold a token; `None`: all.
+            input_ids: int32 `[batch, seq]`, if given.
+            segment_ids: int32 `[batch, seq]`, if given.
+        """
+        del input_ids, segment_ids
+        return positions if tokens is None else _counted_on(positions, tokens, self.longest_sequence)
+
     def place(self, hidden: jax.Array, positions: jax.Array, token_type_ids: jax.Array) -> jax.Array:
         """Give embedded tokens `[batch, seq, hidden]` what their positions and types `[batch, seq]` add to them."""
         del positions, token_type_ids
+        return hidden
+
+    def finish(self, hidden: jax.Array) -> jax.Array:
+        """Map what the last layer gives, `[batch, seq, hidden]`, to the last hidden state: as it is."""
         return hidden
 
     def pool(self, hidden: jax.Array, tokens: jax.Array | None) -> jax.Array | None:
         """Return one vector for each row, `[batch, hidden]`, if the family has a layer for that.
 
         Args:
-            hidden: `[batch, seq, hidden]`, of the last layer.
+            hidden: `[batch, seq, hidden]`, the last hidden state.
             tokens: bool `[batch, seq]`, which places hold a token; `None`: all.
         """
         del hidden, tokens
@@ -117,36 +152,41 @@ class Encoder(EasyDeLBaseModule):
             output_attentions: also return the attention weights; `None`: as the config says.
 
         Raises:
-            ValueError: neither or both of `input_ids` and `inputs_embeds`, shapes that do not fit, or more tokens
-                than there are positions.
+            ValueError: neither or both of `input_ids` and `inputs_embeds`, shapes that do not fit, more tokens than
+                there are positions, or types for a family that has none.
         """
+        if token_type_ids is not None and not self.has_types:
+            raise ValueError(f"{type(self).__name__} has no token types: leave token_type_ids out")
         with_states, with_attentions = extras_asked(self.config, output_hidden_states, output_attentions)
         hidden = embed_or_take(self.embed_tokens, input_ids, inputs_embeds, self.dtype)
         batch, length = hidden.shape[:2]
         if attention_mask is None and position_ids is None and segment_ids is None:
             check_length(self, length)
         _, mask, tokens, positions = place_tokens(attention_mask, segment_ids, None, batch, length)
-        positions = positions if tokens is None else _counted_on(positions, tokens, self.longest_sequence)
-        positions = positions if position_ids is None else jnp.broadcast_to(jnp.asarray(position_ids), (batch, length))
+        if position_ids is None:
+            positions = self.count(positions, tokens, input_ids, segment_ids)
+        else:
+            positions = jnp.broadcast_to(jnp.asarray(position_ids), (batch, length))
         types = jnp.zeros((batch, length), jnp.int32) if token_type_ids is None else jnp.asarray(token_type_ids)
         hidden = self.place(hidden, positions, types)
         inputs = LayerInputs(
-            rotary=None,
+            rotary=None if self.rotary is None else self.rotary(positions, self.dtype),
             mask=mask,
             tokens=tokens,
             output_attentions=with_attentions,
             output_hidden_states=with_states,
         )
         out = self.layers.run(hidden, inputs, None, self.config.gradient_checkpointing)
+        hidden = self.finish(out.hidden)
         return BaseModelOutput(
-            last_hidden_state=out.hidden,
-            pooler_output=self.pool(out.hidden, tokens),
-            hidden_states=(*out.inputs, out.hidden) if with_states else None,
+            last_hidden_state=hidden,
+            pooler_output=self.pool(hidden, tokens),
+            hidden_states=(*out.inputs, hidden) if with_states else None,
             attentions=out.collect("attention") if with_attentions else None,
         )
 
 
-def _counted_on(positions: jax.Array, tokens: jax.Array, longest: int) -> jax.Array:
+def _counted_on(positions: jax.Array, tokens: jax.Array, longest: int | None) -> jax.Array:
     """Let the padding behind a row's tokens count on from the last one, as in transformers.
 
     Tokens never see it, but it has hidden states of its own, and a head that weighs all places of a row against each
@@ -154,7 +194,8 @@ def _counted_on(positions: jax.Array, tokens: jax.Array, longest: int) -> jax.Ar
     """
     slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     behind = slots - jax.lax.cummax(jnp.where(tokens, slots, 0), axis=1)
-    return jnp.where(tokens, positions, jnp.minimum(positions + behind, longest - 1))
+    counted = positions + behind
+    return jnp.where(tokens, positions, counted if longest is None else jnp.minimum(counted, longest - 1))
 
 
 def first_token(hidden: jax.Array, tokens: jax.Array | None) -> jax.Array:
@@ -172,11 +213,11 @@ def encoder_rules() -> PartitionRules:
         (r"embed_\w+/embedding", PartitionSpec(None, "fsdp")),
         (r"self_attn/(q|k|v)_proj/kernel", PartitionSpec("fsdp", "tp")),
         (r"self_attn/o_proj/kernel", PartitionSpec("tp", "fsdp")),
-        (r"mlp/up_proj/kernel", PartitionSpec("fsdp", "tp")),
+        (r"mlp/(gate|up)_proj/kernel", PartitionSpec("fsdp", "tp")),
         (r"mlp/down_proj/kernel", PartitionSpec("tp", "fsdp")),
-        (r"(pooler|transform)/kernel", PartitionSpec("tp", "fsdp")),  # a norm comes next: it takes whole vectors
+        (r"(pooler|transform|dense)/kernel", PartitionSpec("tp", "fsdp")),  # a norm comes next: it takes whole vectors
         (r"decoder/kernel", PartitionSpec("fsdp", "tp")),
         (r"(classifier|qa_outputs)/kernel", PartitionSpec("fsdp", None)),
-        (r"(q|k|v|up)_proj/bias|decoder/bias|vocab_bias", PartitionSpec("tp")),
+        (r"(q|k|v|gate|up)_proj/bias|decoder/bias|vocab_bias", PartitionSpec("tp")),
         (r"norm/scale|bias", PartitionSpec()),
     )

@@ -11,6 +11,7 @@ from flax import nnx
 
 from easydel.caching import Cache
 from easydel.infra.base_module import EasyDeLBaseModule
+from easydel.infra.forward import check_length
 from easydel.layers import Embed, LayerInputs
 from easydel.layers.linear import normal_init
 from easydel.models.inputs import embed_or_take, extras_asked, place_tokens
@@ -52,6 +53,16 @@ class EncoderDecoder(EasyDeLBaseModule):
         """Map token ids `[batch, seq]` to vectors `[batch, seq, hidden]`."""
         return self.embed_tokens(input_ids)
 
+    @property
+    def longest_sequence(self) -> int | None:
+        """The longest sequence each side can take at all; `None`: any."""
+        return None
+
+    def decoder_ids(self, input_ids: jax.Array | None) -> jax.Array | None:
+        """Return the decoder's tokens where none are given, `[batch, target]`: none, they must be given."""
+        del input_ids
+        return None
+
     def __call__(
         self,
         input_ids: jax.Array | None = None,
@@ -81,9 +92,11 @@ class EncoderDecoder(EasyDeLBaseModule):
             output_attentions: also return the attention weights; `None`: as the config says.
 
         Raises:
-            ValueError: neither or both of ids and embeddings, or shapes that do not fit.
+            ValueError: neither or both of ids and embeddings, shapes that do not fit, or more tokens than positions.
         """
         flags = (output_hidden_states, output_attentions)
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self.decoder_ids(input_ids)
         if cache is not None and not cache.is_empty:
             encoded = BaseModelOutput()
         elif encoder_outputs is None:
@@ -114,6 +127,8 @@ class EncoderDecoder(EasyDeLBaseModule):
         """Run the encoder alone; arguments as in the forward pass."""
         with_states, with_attentions = extras_asked(self.config, output_hidden_states, output_attentions)
         hidden = embed_or_take(self.embed, input_ids, inputs_embeds, self.dtype)
+        if attention_mask is None:
+            check_length(self, hidden.shape[1])
         _, mask, tokens, positions = place_tokens(attention_mask, None, None, *hidden.shape[:2])
         inputs = LayerInputs(
             rotary=None,
@@ -143,6 +158,8 @@ class EncoderDecoder(EasyDeLBaseModule):
         """Run the decoder alone, on what `encode` returned; the other arguments as in the forward pass."""
         with_states, with_attentions = extras_asked(self.config, output_hidden_states, output_attentions)
         hidden = embed_or_take(self.embed, decoder_input_ids, decoder_inputs_embeds, self.dtype, "decoder_")
+        if decoder_attention_mask is None and cache is None:
+            check_length(self, hidden.shape[1])
         cache, mask, tokens, positions = place_tokens(decoder_attention_mask, None, cache, *hidden.shape[:2])
         inputs = LayerInputs(
             rotary=None,

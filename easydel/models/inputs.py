@@ -83,3 +83,26 @@ def _before_segment(before: jax.Array, segment_ids: jax.Array) -> jax.Array:
         [jnp.ones_like(segment_ids[:, :1], bool), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1
     )
     return jax.lax.cummax(jnp.where(begins, before, 0), axis=1)
+
+
+def shift_right(config: Any, ids: jax.Array) -> jax.Array:
+    """Return the tokens `[batch, seq]` that a decoder is given to write `ids`: at each place the one before it.
+
+    The first is `decoder_start_token_id`; where there is none (-100), `pad_token_id` stands for it.
+    """
+    start, pad = (token_of(config, name) for name in ("decoder_start_token_id", "pad_token_id"))
+    ids = jnp.asarray(ids)
+    shifted = jnp.concatenate([jnp.full_like(ids[:, :1], start), ids[:, :-1]], axis=1)
+    return jnp.where(shifted == -100, pad, shifted)
+
+
+def token_of(config: Any, name: str, *sources: Any) -> int:
+    """Return a token id from the first of `sources` (the config alone, if none) that has it.
+
+    Raises:
+        ValueError: none has it.
+    """
+    for source in sources or (config,):
+        if (value := getattr(source, name, None)) is not None:
+            return int(value)
+    raise ValueError(f"{type(config).__name__}.{name} is not set, so the decoder's first tokens are unknown; set it")

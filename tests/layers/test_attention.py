@@ -41,7 +41,7 @@ def slots(queries: int, keys: int, offset: int = 0) -> tuple[np.ndarray, np.ndar
     return offset + np.arange(queries)[None, :, None], np.arange(keys)[None, None, :]
 
 
-CASES = ("causal", "bidirectional", "window", "padding", "segments", "cache", "cache_window", "everything")
+CASES = ("causal", "bidirectional", "window", "padding", "segments", "cache", "cache_window", "everything", "sides")
 
 
 def mask_and_visible(case: str, queries: int, keys: int) -> tuple[AttentionMask, np.ndarray]:
@@ -50,6 +50,8 @@ def mask_and_visible(case: str, queries: int, keys: int) -> tuple[AttentionMask,
     visible, mask = np.broadcast_to(j <= i, (2, queries, keys)), AttentionMask()
     if case == "bidirectional":
         return replace(mask, causal=False), np.ones((2, queries, keys), bool)
+    if case == "sides":
+        return AttentionMask(causal=False, window=5), np.broadcast_to(np.abs(i - j) < 5, (2, queries, keys))
     if "cache" in case:
         mask = replace(mask, offset=np.int32(offset))
     if case in ("window", "cache_window", "everything"):

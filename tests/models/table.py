@@ -79,6 +79,8 @@ class Family:
             needs them smaller than others do.
         reads_padding: tasks whose loss reads what a model makes of padding, which is compared on rows without any → the
             reason.
+        pads_right: whether transformers' positions count padding and cannot be told, so that prompts that both are
+            given must be padded right.
         refused: configs that must be refused when a model is built, with the message's pattern.
     """
 
@@ -98,6 +100,7 @@ class Family:
     deviation: str = "initializer_range"
     factors: Mapping[str, float] = field(default_factory=dict)
     reads_padding: Mapping[str, str] = field(default_factory=dict)
+    pads_right: bool = False
     refused: tuple[tuple[Mapping[str, Any], str], ...] = ()
 
     @property
@@ -133,11 +136,13 @@ class Family:
 
 
 def families() -> dict[str, Family]:
+    from tests.models.bart import BART
     from tests.models.bert import BERT
     from tests.models.dense import DENSE
     from tests.models.dense_mid import DENSE_MID
     from tests.models.dense_more import DENSE_MORE
     from tests.models.dense_new import DENSE_NEW
+    from tests.models.encoders import ENCODERS
     from tests.models.gemma import GEMMAS
     from tests.models.gpt2 import GPT2
     from tests.models.llama import LLAMA
@@ -148,7 +153,7 @@ def families() -> dict[str, Family]:
     from tests.models.t5 import T5
 
     varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES, *DENSE_NEW, *OLDER, *DENSE_MID)
-    return {family.name: family for family in (LLAMA, *varied, GPT2, MAMBA2, MIXTRAL, BERT, T5)}
+    return {family.name: family for family in (LLAMA, *varied, GPT2, MAMBA2, MIXTRAL, BERT, T5, *ENCODERS, BART)}
 
 
 FAMILIES = families()

@@ -34,8 +34,11 @@ def test_changed_fields_have_transformers_effect(family: str, variant: str) -> N
     for group in groups:
         for field in group:
             assert changes.shows(field, group), f"{field}: a change without effect tests nothing"
+        case = changes.pair(group)
+        for key, value in changes.of(group).items():
+            assert getattr(case.ours.config, key) == value
         try:
-            compare(changes.pair(group), inputs)
+            compare(case, inputs)
         except AssertionError as error:
             wrong = [field for field in group if len(group) > 1 and fails(changes.pair((field,)), inputs)]
             raise AssertionError(f"changed at once: {group}; wrong alone: {wrong or 'none of them'}") from error

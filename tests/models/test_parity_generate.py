@@ -18,7 +18,7 @@ TIE = 1e-4  # closer logits may be ordered either way by rounding
 
 
 def prompts(case: Pair) -> tuple[np.ndarray, np.ndarray]:
-    return pad(case.rows((7, 3, 5)), 7, left=True)
+    return pad(case.rows((7, 3, 5)), 7, left=not case.family.pads_right)
 
 
 def theirs(case: Pair, ids: np.ndarray, mask: np.ndarray, **options: Any) -> np.ndarray:

@@ -21,6 +21,7 @@ DEPTH = {
     "gemma2": {"num_hidden_layers": 5},
     "gpt_oss": {"num_hidden_layers": 5},
     "t5": {"num_layers": 3, "num_decoder_layers": 2},
+    "bart": {"encoder_layers": 3},
 }
 MESH = (1, 2, 1, 4, 1)
 MASK = np.asarray([[1] * 9, [0] * 3 + [1] * 6] * 2, np.int32)

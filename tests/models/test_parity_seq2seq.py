@@ -72,7 +72,8 @@ def test_a_used_cache_stands_for_the_encoder_and_keeps_its_mask(case: Pair) -> N
 
 def test_given_decoder_tokens_are_continued(case: Pair) -> None:
     ids, mask = prompts(case)
-    start = np.concatenate([np.full((3, 1), 0, np.int32), case.ids(3, 4, seed=4)], axis=1)
+    first = np.full((3, 1), case.hf.config.decoder_start_token_id, np.int32)
+    start = np.concatenate([first, case.ids(3, 4, seed=4)], axis=1)
     with torch.no_grad():
         want = case.hf.generate(**as_torch(
             {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": start}
@@ -120,10 +121,11 @@ def test_few_compilations_for_many_lengths(case: Pair) -> None:
 
 def test_what_does_not_fit_is_refused(case: Pair) -> None:
     ids = jax.device_put(case.ids(2, 6))
+    embeds = np.zeros((2, 6, case.ours.config.hidden_size), np.float32)
     encoded = BaseModelOutput(last_hidden_state=np.zeros((3, 4, case.ours.config.hidden_size), np.float32))
     for match, inputs in (
         ("neither", {"decoder_input_ids": ids}),
-        ("decoder_input_ids or decoder_inputs_embeds, got neither", {"input_ids": ids}),
+        ("decoder_input_ids or decoder_inputs_embeds, got neither", {"inputs_embeds": embeds}),
         ("3 rows", {"encoder_outputs": encoded, "decoder_input_ids": ids}),
         ("encoder_outputs must be", {"encoder_outputs": [encoded.last_hidden_state], "decoder_input_ids": ids}),
         ("attention_mask", {"input_ids": ids, "decoder_input_ids": ids, "attention_mask": np.ones((2, 4))}),

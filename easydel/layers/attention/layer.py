@@ -14,7 +14,7 @@ from easydel.caching import AttentionCache, SlidingCache
 from easydel.layers.attention.bias import AttentionBias
 from easydel.layers.attention.mask import AttentionMask
 from easydel.layers.attention.mechanisms import attend
-from easydel.layers.linear import Linear, normal_init, project, stddev_of
+from easydel.layers.linear import Linear, Spread, normal_init, project, stddev_of
 from easydel.layers.rotary import rotate
 from easydel.layers.stack import LayerInputs, LayerOutput
 from easydel.sharding import constrain
@@ -32,7 +32,8 @@ class Attention(nnx.Module):
         out_bias: whether the output projection has one.
         scale: factor of the products; `head_dim ** -0.5` if `None`.
         causal: whether a token sees only what comes before it; if not, there is no cache.
-        window: how many positions a token sees, itself included; `None`: all before it.
+        window: how many positions a token sees, itself included, before it and, if not `causal`, as many after it;
+            `None`: all.
         softcap: products `p` become `softcap · tanh(p / softcap)`.
         qk_norm: makes the norm that queries, and the one that keys pass before they are rotated; a pair of makers
             where the two differ.
@@ -45,7 +46,7 @@ class Attention(nnx.Module):
         mechanism: how attention is computed (`config.attn_mechanism`).
         block_size: of the blockwise mechanism.
         dropout: rate of dropout on the attention weights; off until `train()` or `rngs`.
-        init_stddev: of the initial weights, all of them or by the name of the projection.
+        init_stddev: of the initial weights (or what draws them), all of them or by the name of the projection.
 
     Raises:
         ValueError: the heads do not divide.
@@ -73,7 +74,7 @@ class Attention(nnx.Module):
         mechanism: str = "auto",
         block_size: int = 128,
         dropout: float = 0.0,
-        init_stddev: float | Mapping[str, float] = 0.02,
+        init_stddev: Spread | Mapping[str, Spread] = 0.02,
         dtype: Any,
         param_dtype: Any,
         precision: Any,

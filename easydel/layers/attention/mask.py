@@ -22,7 +22,8 @@ class AttentionMask:
         key_segments: int `[batch, keys]`.
         own: how many keys at the end are those of the queries, one for each; 0: none are set apart (static).
         causal: whether a query sees no later slot (static).
-        window: how many slots a query sees, itself included; `None`: all (static).
+        window: how many slots a query sees, itself included, backwards and, if not causal, as many forwards; `None`:
+            all (static).
     """
 
     key_valid: jax.Array | None = None
@@ -81,7 +82,8 @@ class AttentionMask:
             if self.causal:
                 parts.append((distances >= 0)[None, None])
             if self.window is not None:
-                parts.append((distances < self.window)[None, None])
+                apart = distances if self.causal else jnp.abs(distances)
+                parts.append((apart < self.window)[None, None])
         if self.key_valid is not None:
             parts.append(self.key_valid[:, None, None, keys.start : keys.stop])
         if self.query_segments is not None and self.key_segments is not None:
@@ -99,6 +101,7 @@ class AttentionMask:
         """Return the keys that a block of queries can see at all, as far as that is known at trace time."""
         if self.offset is not None or self.key_slots is not None:
             return range(keys)
-        stop = min(queries.stop, keys) if self.causal else keys
+        ahead = keys if self.window is None else self.window - 1
+        stop = min(keys, queries.stop + (0 if self.causal else ahead))
         start = 0 if self.window is None else max(0, queries.start - self.window + 1)
         return range(min(start, max(stop - 1, 0)), stop)

@@ -248,6 +248,8 @@ def _if_seen(mask: AttentionMask, rows: _Rows, start: jax.Array, keys: int, see:
         seen.append(start < rows.first + rows.query.shape[3])
     if mask.window is not None:
         seen.append(start + keys > rows.first - mask.window + 1)
+        if not mask.causal:
+            seen.append(start < rows.first + rows.query.shape[3] + mask.window - 1)
     if not seen:
         return see()
     return jax.lax.cond(seen[0] & seen[-1], see, lambda: else_)

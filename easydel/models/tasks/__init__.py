@@ -4,6 +4,7 @@ from easydel.models.tasks.base import TaskModule
 from easydel.models.tasks.causal_lm import BiasedCausalLM, CausalLM
 from easydel.models.tasks.classification import (
     DecoderTokenClassifier,
+    FirstTokenClassifier,
     PooledClassifier,
     SequenceClassifier,
     TokenClassifier,
@@ -20,6 +21,7 @@ __all__ = [
     "CausalLM",
     "DecoderTokenClassifier",
     "Embedding",
+    "FirstTokenClassifier",
     "MaskedLM",
     "MoECausalLM",
     "PooledClassifier",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from easydel.infra.base_module import EasyDeLBaseModule
-from easydel.layers.linear import Linear, normal_init
+from easydel.layers.linear import Linear, Spread, normal_init
 from easydel.outputs import ModelOutput
 
 
@@ -91,12 +91,17 @@ class TaskModule(EasyDeLBaseModule):
     def _add_head(self, rngs: nnx.Rngs) -> None:
         raise TypeError(f"{type(self).__name__} must define _add_head")
 
+    @property
+    def head_stddev(self) -> Spread:
+        """The deviation of the head's new weights, or what draws them."""
+        return self.config.initializer_range
+
     def _linear(
         self,
         features_out: int,
         rngs: nnx.Rngs,
         use_bias: bool = False,
-        stddev: float | None = None,
+        stddev: Spread | None = None,
         roles: tuple[str | None, str | None] = (None, None),
     ) -> Linear:
         return Linear(
@@ -104,7 +109,7 @@ class TaskModule(EasyDeLBaseModule):
             features_out,
             roles=roles,
             use_bias=use_bias,
-            kernel_init=normal_init(self.config.initializer_range if stddev is None else stddev),
+            kernel_init=normal_init(self.head_stddev if stddev is None else stddev),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             precision=self.precision,

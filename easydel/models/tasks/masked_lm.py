@@ -21,18 +21,23 @@ class MaskedLM(VocabularyTask):
 
     can_generate: ClassVar[bool] = False
     output_class = MaskedLMOutput
+    decoder_has_bias: ClassVar[bool] = True
+    """Whether a `decoder` of its own has a bias; then nothing reads `vocab_bias`, but transformers' files hold it."""
 
     def _add_head(self, rngs: nnx.Rngs) -> None:
         config = self.config
+        act, epsilon = self.transform_settings()
         self.transform = self._linear(config.hidden_size, rngs, use_bias=True, roles=("mlp", None))
-        self.transform_norm = layer_norm(
-            config.hidden_size, config.layer_norm_eps, dtype=self.dtype, param_dtype=self.param_dtype
-        )
-        self.act = activation(config.hidden_act)
-        # With a decoder of its own nothing reads this bias, but transformers' files hold it all the same.
+        self.transform_norm = layer_norm(config.hidden_size, epsilon, dtype=self.dtype, param_dtype=self.param_dtype)
+        self.act = activation(act)
         self.vocab_bias = nnx.Param(jnp.zeros((config.vocab_size,), self.param_dtype))
         if not config.tie_word_embeddings:
-            self.decoder = self._linear(config.vocab_size, rngs, use_bias=True, roles=(None, "vocab"))
+            use_bias = self.decoder_has_bias
+            self.decoder = self._linear(config.vocab_size, rngs, use_bias=use_bias, roles=(None, "vocab"))
+
+    def transform_settings(self) -> tuple[str, float]:
+        """Return the transform's activation and the epsilon of its norm."""
+        return self.config.hidden_act, self.config.layer_norm_eps
 
     def head_layer(self) -> Any:
         """Return the embedding, or the `decoder` where the head is not tied."""
@@ -44,4 +49,5 @@ class MaskedLM(VocabularyTask):
 
     def head_bias(self) -> jax.Array | None:
         """Return the bias beside the embedding; a `decoder` has its own."""
-        return self.vocab_bias.get_value() if self.config.tie_word_embeddings else None
+        has_own = self.decoder_has_bias and not self.config.tie_word_embeddings
+        return None if has_own else self.vocab_bias.get_value()

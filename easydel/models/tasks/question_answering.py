@@ -9,16 +9,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from easydel.models.tasks.base import TaskModule
-from easydel.outputs import QuestionAnsweringOutput
+from easydel.outputs import ModelOutput, QuestionAnsweringOutput
 
 
 class QuestionAnswering(TaskModule):
     """Scores every token as the first and as the last of the answer."""
 
     can_generate: ClassVar[bool] = False
+    output_class: ClassVar[type[Any]] = QuestionAnsweringOutput
+    reads_num_labels: ClassVar[bool] = True
+    """Whether the config's `num_labels` must be 2; a family whose configs say something else has 2 all the same."""
 
     def _add_head(self, rngs: nnx.Rngs) -> None:
-        if self.config.num_labels != 2:
+        if self.reads_num_labels and self.config.num_labels != 2:
             raise ValueError(f"question answering needs num_labels=2 (start and end), got {self.config.num_labels}")
         self.qa_outputs = self._linear(2, rngs, use_bias=True)
 
@@ -51,7 +54,11 @@ class QuestionAnswering(TaskModule):
             labels = jnp.stack(places, axis=-1)
         return super().__call__(input_ids, attention_mask, labels=labels, loss_config=loss_config, **inputs)
 
-    def head(self, out: Any, input_ids: jax.Array | None, attention_mask: jax.Array | None) -> QuestionAnsweringOutput:
+    def head_input(self, hidden: jax.Array) -> jax.Array:
+        """Map the backbone's hidden states `[batch, seq, hidden]` to what `qa_outputs` is given: they stay."""
+        return hidden
+
+    def head(self, out: Any, input_ids: jax.Array | None, attention_mask: jax.Array | None) -> ModelOutput:
         """Turn the backbone's output into logits `[batch, seq]` of start and end."""
-        logits = self.qa_outputs(out.last_hidden_state)
-        return QuestionAnsweringOutput(start_logits=logits[..., 0], end_logits=logits[..., 1], **out.carried())
+        logits = self.qa_outputs(self.head_input(out.last_hidden_state))
+        return self.output_class(start_logits=logits[..., 0], end_logits=logits[..., 1], **out.carried())

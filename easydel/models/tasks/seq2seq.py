@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from easydel.caching import Cache
 from easydel.generation.prompts import SHORTEST_PROMPT, align, bucket, check_prompt
+from easydel.infra.forward import check_length
+from easydel.models.inputs import shift_right, token_of
 from easydel.models.tasks.vocabulary import VocabularyTask
 from easydel.outputs import Seq2SeqLMOutput
 
@@ -54,10 +55,7 @@ class Seq2SeqLM(VocabularyTask):
 
     def shift_right(self, labels: jax.Array) -> jax.Array:
         """Return the decoder's inputs for labels `[batch, target]`: at each place the label before it."""
-        start, pad = (_token(self.config, name) for name in ("decoder_start_token_id", "pad_token_id"))
-        labels = jnp.asarray(labels)
-        shifted = jnp.concatenate([jnp.full_like(labels[:, :1], start), labels[:, :-1]], axis=1)
-        return jnp.where(shifted == -100, pad, shifted)
+        return shift_right(self.config, labels)
 
     # ------------------------------------------------------------------ generation
     def generation_inputs(
@@ -74,14 +72,19 @@ class Seq2SeqLM(VocabularyTask):
         Returns:
             The decoder's first tokens `[batch, prompt]`, their mask, and what else the first forward pass is given:
             the encoder's inputs, padded to one of few lengths.
+
+        Raises:
+            ValueError: the encoder has fewer positions than there are tokens, or the decoder's first token is unknown.
         """
         ids, mask = check_prompt(input_ids, attention_mask, self.config.vocab_size)
-        ids, mask = align(ids, mask, bucket(int(mask.sum(axis=1).max()), SHORTEST_PROMPT), left=False)
+        longest = int(mask.sum(axis=1).max())
+        check_length(self, longest)
+        ids, mask = align(ids, mask, bucket(longest, SHORTEST_PROMPT), left=False)
         prompt, prompt_mask = options.pop("decoder_input_ids", None), options.pop("decoder_attention_mask", None)
         start = options.pop("decoder_start_token_id", None)
         if prompt is None:
             sources = (self.generation_config, self.config)
-            start = _token(self.config, "decoder_start_token_id", *sources) if start is None else int(start)
+            start = token_of(self.config, "decoder_start_token_id", *sources) if start is None else int(start)
             prompt = np.full((len(ids), 1), start, np.int32)
         elif len(prompt) != len(ids):
             raise ValueError(f"decoder_input_ids have {len(prompt)} rows, input_ids have {len(ids)}")
@@ -100,11 +103,3 @@ class Seq2SeqLM(VocabularyTask):
         """
         out = self.base_model(decoder_input_ids=target, decoder_attention_mask=target_mask, cache=cache, **context)
         return self.compute_logits(out.last_hidden_state[:, -1]), out.cache
-
-
-def _token(config: Any, name: str, *sources: Any) -> int:
-    """Return a token id from the first of `sources` (the config alone, if none) that has it."""
-    for source in sources or (config,):
-        if (value := getattr(source, name, None)) is not None:
-            return int(value)
-    raise ValueError(f"{type(config).__name__}.{name} is not set, so the decoder's first tokens are unknown; set it")
