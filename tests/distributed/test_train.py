@@ -12,6 +12,7 @@ from easydel.training.logs import read_log
 from tests.distributed.launch import run
 from tests.distributed.models import opened_for_writing, shown
 
+# A rate at which training is stable: at 0.5 the loss rises again, and a rounding of 1e-7 grows to 1e-4 within five steps.
 FILE = """
 model:
   model_type: llama
@@ -19,7 +20,7 @@ model:
   config: {{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4, vocab_size: 4096,
             num_key_value_heads: 2}}
 data: {{sequence_length: 32, text_separator: "\\n\\n", seed: 3, train: {{path: {text}}}, eval: {{path: {held_out}}}}}
-optimizer: {{name: sgd, learning_rate: 0.5}}
+optimizer: {{name: sgd, learning_rate: 0.2}}
 schedule: {{name: constant}}
 training: {{output_dir: {out}, max_steps: 20, batch_size: 8, save_steps: 4, eval_steps: 10}}
 logging: {{steps: 1, to: [console, jsonl, tensorboard, png]}}
@@ -67,15 +68,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "alone"
 
 
-# To be looked into. Without momentum's and Adam's memory the curves agree to 1e-5 (test_models.py).
-DRIFTS = pytest.mark.xfail(strict=False, reason="the last loss of 20 was 1e-4 off in four processes")
-
-
 @pytest.mark.parametrize(
     ("processes", "devices", "more"),
     [
         (2, 4, SPLIT),
-        pytest.param(4, 2, "", marks=[pytest.mark.slow, DRIFTS]),
+        pytest.param(4, 2, "", marks=pytest.mark.slow),
         pytest.param(2, 4, ACROSS, marks=pytest.mark.slow),
     ],
 )
