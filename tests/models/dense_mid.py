@@ -25,7 +25,7 @@ _ERNIE4_5 = entry(
     {"tie_word_embeddings": False, "head_dim": 8},
     (
         Variant("untied"),
-        Variant("tied_biases", {"tie_word_embeddings": True, "use_bias": True}, proofs={"gradients", "cache"}),
+        Variant("tied_biases", {"tie_word_embeddings": True, "use_bias": True}, proofs={"gradients"}),
     ),
     {**_LENGTH, **_EPSILON, **_ACT, **_HEAD, "use_bias": {"use_bias": True}},
     tasks=TAGGER[:2],
@@ -39,11 +39,7 @@ _HELIUM = entry(
     {"head_dim": 8},
     (
         Variant("untied"),
-        Variant(
-            "tied_biases",
-            {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
-            proofs={"gradients"},
-        ),
+        Variant("tied_biases", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
     ),
     {
         **_LENGTH,
@@ -73,7 +69,6 @@ _SEED_OSS = entry(
                 "mlp_bias": True,
                 "head_dim": 12,
             },
-            proofs={"gradients"},
         ),
     ),
     {
@@ -101,7 +96,7 @@ _NEMOTRON = entry(
             "tied_biases_whole_heads",
             rope("default", partial_rotary_factor=1.0)
             | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 12},
-            proofs={"gradients", "cache"},
+            proofs={"gradients"},
         ),
     ),
     {
@@ -128,7 +123,7 @@ _EXAONE4 = entry(
         Variant(
             "tied_no_window",
             {**_NO_WINDOW, "tie_word_embeddings": True, "head_dim": 12},
-            proofs={"gaps", "cache", "gradients"},
+            proofs={"gaps"},
         ),
     ),
     {
