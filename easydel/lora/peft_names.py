@@ -6,14 +6,15 @@ PEFT names what it adapts by the modules of transformers' model in memory. One o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from easydel.hub.quantized import float_variables
-from easydel.hub.transforms import Permute, Split
+from easydel.hub.transforms import GroupedSplit, Permute, Split
 from easydel.hub.weight_map import Link, build_links
 from easydel.lora.choose import is_adaptable
 from easydel.lora.weights import is_experts
@@ -33,6 +34,7 @@ class PeftLayer:
         is_embedding: whether it is an embedding; its rows are the inputs.
         is_conv1d: whether its weight is `[in, out]` (PEFT's `fan_in_fan_out`).
         order: place of an experts' parameter among those of its module, as transformers' model declares them.
+        groups: in how many equal blocks its outputs stand, each with a share of every of our layers (`GroupedSplit`).
     """
 
     name: str
@@ -43,6 +45,19 @@ class PeftLayer:
     is_embedding: bool = False
     is_conv1d: bool = False
     order: int = 0
+    groups: int = 1
+
+    def fused(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Return numbers of our layers' outputs, `[…, outputs]` each, as those of the module."""
+        blocks = [part.reshape(*part.shape[:-1], self.groups, -1) for part in parts]
+        joined = np.concatenate(blocks, axis=-1)
+        return joined.reshape(*joined.shape[:-2], -1)
+
+    def split(self, whole: np.ndarray) -> list[np.ndarray]:
+        """Return numbers of the module's outputs, `[…, outputs]`, as those of each of our layers."""
+        blocks = whole.reshape(*whole.shape[:-1], self.groups, -1)
+        cuts = np.cumsum(self.outputs)[:-1] // self.groups
+        return [part.reshape(*part.shape[:-2], -1) for part in np.split(blocks, cuts, axis=-1)]
 
 
 def memory_links(module: nnx.Module) -> list[Link]:
@@ -101,7 +116,8 @@ def _layer_of(link: Link, modules: Mapping[str, Any]) -> PeftLayer | None:
         return None
     if embeds:
         return PeftLayer(module, paths, inputs, outputs, is_embedding=True) if axes == (0, 1) else None
-    return PeftLayer(module, paths, inputs, outputs, is_conv1d=axes == (0, 1))
+    groups = link.transform.groups if isinstance(link.transform, GroupedSplit) else 1
+    return PeftLayer(module, paths, inputs, outputs, is_conv1d=axes == (0, 1), groups=groups)
 
 
 def _axes(link: Link) -> tuple[int, ...] | None:
@@ -110,10 +126,11 @@ def _axes(link: Link) -> tuple[int, ...] | None:
     What is split must be split along the outputs.
     """
     transform = link.transform
-    inner = transform.inner if isinstance(transform, Split) else transform
+    inner = transform.inner if isinstance(transform, Split | GroupedSplit) else transform
     if not isinstance(inner, Permute):
         return None
     axes = tuple(range(len(link.target_shapes[0]))) if inner.axes is None else inner.axes
-    if len(axes) < 2 or (isinstance(transform, Split) and transform.axis != axes[-1]):
+    cut = transform.axis if isinstance(transform, Split) else 0 if isinstance(transform, GroupedSplit) else axes[-1]
+    if len(axes) < 2 or cut != axes[-1]:
         return None
     return axes

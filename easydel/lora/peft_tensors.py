@@ -54,10 +54,9 @@ def from_tensors(layer: PeftLayer, tensors: Mapping[str, np.ndarray]) -> dict[st
     else:
         a = a.reshape(layer.experts, -1, layer.inputs).transpose(0, 2, 1)
         b = b.reshape(b.shape[0], -1, layer.experts).transpose(2, 1, 0)
-    cuts = np.cumsum(layer.outputs)[:-1]
-    parts = [{"a": np.ascontiguousarray(a), "b": np.ascontiguousarray(part)} for part in np.split(b, cuts, axis=-1)]
+    parts = [{"a": np.ascontiguousarray(a), "b": np.ascontiguousarray(part)} for part in layer.split(b)]
     if MAGNITUDE in tensors:
-        magnitudes = np.split(np.asarray(tensors[MAGNITUDE], np.float32), cuts)
+        magnitudes = layer.split(np.asarray(tensors[MAGNITUDE], np.float32))
         parts = [part | {"magnitude": one} for part, one in zip(parts, magnitudes, strict=True)]
     return dict(zip(layer.paths, parts, strict=True))
 
@@ -87,7 +86,7 @@ def to_tensors(layer: PeftLayer, parts: Sequence[Arrays | None]) -> PeftTensors:
     first = held[0]
     alike = all(np.array_equal(part["a"], first["a"]) and part["scale"] == first["scale"] for part in held)
     if len(held) == len(parts) and alike:
-        a, b = first["a"], np.concatenate([part["b"] for part in held], axis=-1)
+        a, b = first["a"], layer.fused([part["b"] for part in held])
     else:
         a, b = _blocks(layer, parts, scale)
     rank = a.shape[-1]
@@ -98,7 +97,7 @@ def to_tensors(layer: PeftLayer, parts: Sequence[Arrays | None]) -> PeftTensors:
         a, b = a.T, b.T
     tensors = dict(zip(EMBEDDING if layer.is_embedding else LINEAR, (a, b), strict=True))
     if dora:
-        tensors[MAGNITUDE] = np.concatenate([part["magnitude"] for part in held])
+        tensors[MAGNITUDE] = layer.fused([part["magnitude"] for part in held])
     return PeftTensors({name: np.ascontiguousarray(array) for name, array in tensors.items()}, rank, scale)
 
 
@@ -110,13 +109,11 @@ def alpha_for(scale: float, rank: int, *, rslora: bool) -> float:
 def _blocks(layer: PeftLayer, parts: Sequence[Arrays | None], scale: float) -> tuple[np.ndarray, np.ndarray]:
     held = [part for part in parts if part is not None]
     a = np.concatenate([part["a"] for part in held], axis=-1)
-    b = np.zeros((*a.shape[:-2], a.shape[-1], sum(layer.outputs)), a.dtype)
-    row = column = 0
-    for part, outputs in zip(parts, layer.outputs, strict=True):
+    blocks = [np.zeros((*a.shape[:-2], a.shape[-1], outputs), a.dtype) for outputs in layer.outputs]
+    row = 0
+    for part, block in zip(parts, blocks, strict=True):
         if part is not None:
             rank, own = part["a"].shape[-1], float(part["scale"])
-            block = part["b"] if own == scale else part["b"] * np.float32(own / scale)
-            b[..., row : row + rank, column : column + outputs] = block
+            block[..., row : row + rank, :] = part["b"] if own == scale else part["b"] * np.float32(own / scale)
             row += rank
-        column += outputs
-    return a, b
+    return a, layer.fused(blocks)
