@@ -18,11 +18,16 @@ DEVICES = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')} {DEVICES}"  # the last of two counts
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # nobody reads where a traced operation was written
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # A compiled model takes some hundred memory maps. Linux allows a process 65,530; beyond them the compiler aborts.
 MAPS, MOST_MAPS, LOOK_EVERY = Path("/proc/self/maps"), 40_000, 16
 finished = itertools.count(1)
+
+# Tracing makes many small objects beside the hundreds of thousands of JAX's and torch's, which a collection walks each
+# time: an eighth of all time with Python's own thresholds.
+gc.set_threshold(200_000, 20, 100)
 
 
 def pytest_runtest_teardown() -> None:

@@ -18,8 +18,9 @@ SIZES = (
 COUNTS = ("num_hidden_layers", "sliding_window")
 POSITIVE = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "logits_scaling")
 NOT_NEGATIVE = (
-    "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "initializer_range", "attention_dropout",
-    "attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout",
+    "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps", "initializer_range",
+    "attention_dropout", "residual_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob",
+    "classifier_dropout",
 )  # fmt: skip
 # No model comes near them; beyond, building for shapes alone would take memory or minutes.
 LARGEST_SIZE, LARGEST_HEAD, SHARED_LAYERS = 2**40, 2**14, 128

@@ -14,6 +14,7 @@ from flax import nnx
 from easydel.distributed import warn
 from easydel.errors import CheckpointError
 from easydel.hub.forms import choose_links
+from easydel.hub.inner import inner_table
 from easydel.hub.report import Problem, describe, raise_problems
 from easydel.hub.safetensors import TensorEntry
 from easydel.hub.weight_map import Link, harmless_patterns, links_by_form, stored_variables, tied_names
@@ -33,6 +34,18 @@ class Match:
     table: Mapping[str, TensorEntry]
 
 
+@dataclass(frozen=True)
+class Aligned:
+    """A checkpoint's `table` under a module's names; beside it `heads` that no backbone has, and other models' `parts`.
+
+    `heads` are names of tensors; `parts` says how many tensors each part of a larger model has that were left out.
+    """
+
+    table: Mapping[str, TensorEntry]
+    heads: list[str]
+    parts: Mapping[str, int]
+
+
 def match_checkpoint(
     module: nnx.Module, table: Mapping[str, TensorEntry], where: Path, allow_new: Sequence[str] = ()
 ) -> Match:
@@ -44,7 +57,8 @@ def match_checkpoint(
     variables, modules = stored_variables(module), named_modules(module)  # walking a deep module is slow: once
     forms = links_by_form(module, variables, modules)
     wanted = {source for links in forms.values() for link in links for source in link.sources}
-    table, heads = aligned_table(module, table, wanted, modules)
+    aligned = aligned_table(module, table, wanted, modules)
+    table = aligned.table
     ties = tied_names(module)
     for alias, name in ties.items():  # a file may hold a tied tensor under its other name only
         if name in wanted and name not in table and alias in table:
@@ -74,12 +88,18 @@ def match_checkpoint(
     cure = "Check that this checkpoint belongs to this model class and config."
     if any(problem.kind == "missing" for problem in problems):
         cure += " Tensors that are meant to be new can be initialised: allow_new=[<patterns of their names>]."
+    if aligned.parts:
+        cure += " The files hold it inside a larger model; the names above are those that it has alone."
     raise_problems(problems, where, cure)
-    if unused := [name for name in (*heads, *unused) if not any(pattern.search(name) for pattern in harmless)]:
+    if unused := [name for name in (*aligned.heads, *unused) if not any(pattern.search(name) for pattern in harmless)]:
         warn(
             f"{where}: {type(module).__name__} does not use these tensors of other task heads: {', '.join(unused)}",
             stacklevel=4,
         )
+    if aligned.parts:
+        counts = aligned.parts.items()
+        beside = ", ".join(f"{part} ({count} tensor{'s' if count > 1 else ''})" for part, count in counts)
+        warn(f"{where}: {type(module).__name__} is one part of this model; left out are {beside}", stacklevel=4)
     return Match(tuple(chosen), tuple(new), table)
 
 
@@ -88,9 +108,11 @@ def aligned_table(
     table: Mapping[str, TensorEntry],
     wanted: set[str],
     modules: Mapping[str, nnx.Module],
-) -> tuple[Mapping[str, TensorEntry], list[str]]:
-    """Return a checkpoint's table under the names that a module wants, and the names of what no backbone has."""
-    return _align_prefix(_renamed(table, modules), wanted, getattr(module, "base_model_prefix", "") or "")
+) -> Aligned:
+    """Return a checkpoint's table under the names that a module wants."""
+    prefix = getattr(module, "base_model_prefix", "") or ""
+    inner, parts = inner_table(table, wanted, prefix, OTHER_HEADS)
+    return Aligned(*_align_prefix(_renamed(inner, modules), wanted, prefix), parts)
 
 
 def _renamed(table: Mapping[str, TensorEntry], modules: Mapping[str, nnx.Module]) -> Mapping[str, TensorEntry]:

@@ -148,6 +148,43 @@ class Split:
 
 
 @dataclass(frozen=True)
+class GroupedSplit:
+    """One fused source is a row of equal blocks, each with its share of every target (q, k, v fused head by head).
+
+    Attributes:
+        groups: how many blocks there are along the source's first axis.
+        inner: what becomes of each part.
+    """
+
+    groups: int
+    inner: Permute = IDENTITY
+
+    def load(self, arrays: Sequence[np.ndarray], targets: Sequence[Shape]) -> list[np.ndarray]:
+        """See `Transform.load`."""
+        shapes = self.inner.source_shapes(targets)
+        blocks = self._blocks(arrays[0])
+        cuts = np.cumsum([shape[0] // self.groups for shape in shapes])[:-1]
+        parts = zip(np.split(blocks, cuts, axis=1), shapes, strict=True)
+        return self.inner.load([part.reshape(shape) for part, shape in parts], targets)
+
+    def save(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Transform.save`."""
+        blocks = np.concatenate([self._blocks(part) for part in self.inner.save(arrays)], axis=1)
+        return [blocks.reshape(-1, *blocks.shape[2:])]
+
+    def source_shapes(self, targets: Sequence[Shape]) -> list[Shape]:
+        """See `Transform.source_shapes`."""
+        return Split(0, self.inner).source_shapes(targets)
+
+    def source_index(self, index: Index) -> Index | None:
+        """See `Transform.source_index`."""
+        return None
+
+    def _blocks(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(self.groups, -1, *array.shape[1:])
+
+
+@dataclass(frozen=True)
 class Interleave:
     """One source becomes targets whose entries along `axis` take turns in it (gate and up fused column by column)."""
 

@@ -7,9 +7,10 @@ variable gets the plain name: `/` becomes `.`, a matrix `kernel` becomes `weight
 leaf names there. So the way back is the same table read backwards, never a guess from a file's names.
 
 A module class may declare, all optional and also on submodules (their names are then relative to the submodule):
-`weight_map: tuple[WeightRule, ...]`, `base_model_prefix: str`, `harmless_extras: tuple[str, ...]` (regular
-expressions of checkpoint names that may be ignored), `legacy_names: tuple[(pattern, replacement), ...]` (`re.sub` of
-names in older checkpoints, before anything else) and `tied_names() -> dict[name, name]`.
+`weight_map: tuple[WeightRule, ...]` (a property, where names or layouts depend on the config),
+`base_model_prefix: str`, `harmless_extras: tuple[str, ...]` (regular expressions of checkpoint names to ignore),
+`legacy_names: tuple[(pattern, replacement), ...]` (`re.sub` of names in older checkpoints, before anything else) and
+`tied_names() -> dict[name, name]`.
 Where transformers' model in memory has other tensors than its files, rules name the *form* they belong to: the first
 form that any rule names (`"file"`) is what saving writes, `"memory"` is what `to_torch` gives, and loading takes, for
 each group of variables, the form that the file holds (`forms.py`).
@@ -106,7 +107,7 @@ def _pattern(rule: WeightRule, target: str) -> re.Pattern[str]:
 
 
 def _declared(modules: Mapping[str, nnx.Module]) -> list[tuple[str, WeightRule]]:
-    return [(scope, rule) for scope, node in modules.items() for rule in getattr(type(node), "weight_map", ())]
+    return [(scope, rule) for scope, node in modules.items() for rule in getattr(node, "weight_map", ())]
 
 
 def _rules(modules: Mapping[str, nnx.Module], form: str | None) -> list[_Scoped]:

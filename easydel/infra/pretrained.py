@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from easydel.errors import CheckpointError, UnsupportedError
 from easydel.hub.abstract import build_abstract
 from easydel.hub.fields import check_config, check_content, check_depth, decode_floats
+from easydel.hub.inner import inner_config
 from easydel.hub.load import load_module
 from easydel.hub.match import aligned_table
 from easydel.hub.quantized import PARTS, StoredQuantization, rendered_config, stored_layers, stored_quantization
@@ -25,7 +26,7 @@ from easydel.hub.safetensors import TensorEntry, unique_json
 from easydel.hub.weight_map import links_by_form, stored_variables
 from easydel.infra import placing
 from easydel.infra.construct import config_class_of, construct
-from easydel.infra.registry import get_config_class
+from easydel.infra.registry import FAMILIES, get_config_class
 from easydel.paths import named_modules
 from easydel.quantization.loading import LoadQuantizer, with_parts
 from easydel.rngs import shape_rngs
@@ -71,13 +72,16 @@ def load_config(directory: Path, config_class: Any, overrides: Mapping[str, Any]
         try:
             config_class = get_config_class(model_type)
         except UnsupportedError as error:
-            raise UnsupportedError(f"{file}: {error}") from None
+            raise UnsupportedError(f"{file}: {error}{_known_parts(content)}") from None
     expected = getattr(config_class, "model_type", "")
     if model_type and expected and model_type != expected:
-        raise CheckpointError(
-            f"{file}: is for model_type {short(model_type)}, which is not supported by {config_class.__name__} "
-            f"(for {expected!r}); use the class of that model_type, or an Auto class"
-        )
+        part = inner_config(content, expected, file)
+        if part is None:
+            raise CheckpointError(
+                f"{file}: is for model_type {short(model_type)}, which is not supported by {config_class.__name__} "
+                f"(for {expected!r}); use the class of that model_type, or an Auto class"
+            )
+        content = part
     # How a model runs here is not the file's to say; older ones hold a `gradient_checkpointing` that meant torch's.
     runtime = getattr(config_class, "runtime_fields", ())
     content = {name: value for name, value in content.items() if name not in runtime}
@@ -95,6 +99,15 @@ def load_config(directory: Path, config_class: Any, overrides: Mapping[str, Any]
     vars(config).pop(QUANTIZATION, None)
     config.source_directory = str(directory)
     return config
+
+
+def _known_parts(content: Mapping[str, Any]) -> str:
+    """Return what to say of the configs in an unknown model's config that are of a known `model_type`."""
+    types = {n: part.get("model_type") for n, part in content.items() if isinstance(part, Mapping)}
+    known = [f"{short(name)} ({kind})" for name, kind in types.items() if isinstance(kind, str) and kind in FAMILIES]
+    if not known:
+        return ""
+    return f". Parts of it are supported: {', '.join(known)}; the class of such a model loads its part alone"
 
 
 def load_pretrained(
@@ -200,7 +213,7 @@ def _quantized_makers(build: Any, build_shapes: Any, stored: StoredQuantization,
     wanted = {
         name for links in links_by_form(whole, variables, modules).values() for link in links for name in link.sources
     }
-    names, _ = aligned_table(whole, stored.table, wanted, modules)
+    names = aligned_table(whole, stored.table, wanted, modules).table
     paths = stored_layers(whole, frozenset(names), str(directory))
     return with_parts(build, paths=paths, **settings), with_parts(build_shapes, paths=paths, **settings)
 

@@ -1,14 +1,23 @@
 """Building blocks that families share."""
 
 from easydel.layers.activations import activation
-from easydel.layers.attention import Attention, AttentionMask, CrossAttention, RelativePositions
-from easydel.layers.blocks import PreNormBlock, SandwichBlock, attention_fields, mlp_fields
+from easydel.layers.attention import (
+    Attention,
+    AttentionBias,
+    AttentionMask,
+    CrossAttention,
+    KeyBias,
+    RelativePositions,
+    alibi_slopes,
+    counted,
+)
+from easydel.layers.blocks import PreNormBlock, SandwichBlock, attention_fields, head_size, mlp_fields
 from easydel.layers.dropout import make_dropout
 from easydel.layers.embedding import Embed
 from easydel.layers.linear import Linear
 from easydel.layers.mlp import MLP, GatedMLP
 from easydel.layers.moe import SparseMoE
-from easydel.layers.norms import GatedRMSNorm, HeadLayerNorm, RMSNorm, layer_norm
+from easydel.layers.norms import GatedRMSNorm, HeadLayerNorm, OffsetLayerNorm, RMSNorm, layer_norm
 from easydel.layers.rotary import RotaryByKind, RotaryEmbedding
 from easydel.layers.scan import ScannedLayers, make_layers
 from easydel.layers.ssm import StateSpaceMixer
@@ -17,16 +26,19 @@ from easydel.layers.stack import LayerInputs, LayerOutput, LayerStack
 __all__ = [
     "MLP",
     "Attention",
+    "AttentionBias",
     "AttentionMask",
     "CrossAttention",
     "Embed",
     "GatedMLP",
     "GatedRMSNorm",
     "HeadLayerNorm",
+    "KeyBias",
     "LayerInputs",
     "LayerOutput",
     "LayerStack",
     "Linear",
+    "OffsetLayerNorm",
     "PreNormBlock",
     "RMSNorm",
     "RelativePositions",
@@ -37,7 +49,10 @@ __all__ = [
     "SparseMoE",
     "StateSpaceMixer",
     "activation",
+    "alibi_slopes",
     "attention_fields",
+    "counted",
+    "head_size",
     "layer_norm",
     "make_dropout",
     "make_layers",

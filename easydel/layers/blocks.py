@@ -26,6 +26,7 @@ class PreNormBlock(nnx.Module):
         epsilon: of the norms.
         norm: makes a norm, `norm(hidden_size, epsilon=…, dtype=…, param_dtype=…)`.
         parallel: whether the MLP is given what attention is given, and both are added to the stream at once.
+        two_norms: whether the MLP beside attention (`parallel`) has a norm of its own.
         residual_scale: what attention's and the MLP's results are multiplied by before they are added.
         dropout: rates of dropout on what attention and on what the MLP adds; off until `train()` or `rngs`.
         dtype: of the norms' results.
@@ -42,6 +43,7 @@ class PreNormBlock(nnx.Module):
         epsilon: float,
         norm: Callable[..., nnx.Module] = RMSNorm,
         parallel: bool = False,
+        two_norms: bool = False,
         residual_scale: float = 1.0,
         dropout: tuple[float, float] = (0.0, 0.0),
         dtype: Any,
@@ -51,18 +53,19 @@ class PreNormBlock(nnx.Module):
         options = {"epsilon": epsilon, "dtype": dtype, "param_dtype": param_dtype}
         self.input_layernorm = norm(hidden_size, **options)
         self.self_attn = attention
-        self.post_attention_layernorm = None if parallel else norm(hidden_size, **options)
+        self.post_attention_layernorm = None if parallel and not two_norms else norm(hidden_size, **options)
+        self.parallel = parallel
         self.mlp = mlp
         self.attention_dropout, self.mlp_dropout = (make_dropout(rate, rngs) if rate else None for rate in dropout)
         self.residual_scale = residual_scale
 
     def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape, the updated cache, attention weights and router logits."""
-        normed = self.input_layernorm(hidden)
+        normed, before = self.input_layernorm(hidden), hidden
         out = self.self_attn(normed, inputs, cache)
         hidden = hidden + self._added(out.hidden, self.attention_dropout)
         if self.post_attention_layernorm is not None:
-            normed = self.post_attention_layernorm(hidden)
+            normed = self.post_attention_layernorm(before if self.parallel else hidden)
         if isinstance(self.mlp, SparseMoE):
             mixed, router_logits = self.mlp(normed)
             out = out.replace(router_logits=router_logits)
@@ -123,13 +126,24 @@ def attention_fields(config: Any) -> dict[str, Any]:
     return {
         "hidden_size": config.hidden_size,
         "num_heads": config.num_attention_heads,
-        "num_kv_heads": config.num_key_value_heads,
+        "num_kv_heads": getattr(config, "num_key_value_heads", config.num_attention_heads),
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         "mechanism": config.attn_mechanism,
         "block_size": config.attn_block_size,
-        "dropout": config.attention_dropout or 0.0,
+        "dropout": getattr(config, "attention_dropout", None) or 0.0,
         "init_stddev": config.initializer_range,
     }
+
+
+def head_size(hidden_size: int, num_heads: int) -> int:
+    """Return the size of a head where heads share the hidden size.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if hidden_size % num_heads:
+        raise ValueError(f"num_attention_heads={num_heads} must divide hidden_size={hidden_size}")
+    return hidden_size // num_heads
 
 
 def mlp_fields(config: Any) -> dict[str, Any]:

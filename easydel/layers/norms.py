@@ -104,6 +104,41 @@ class HeadLayerNorm(nnx.Module):
         return (normed * self.scale.get_value().astype(jnp.float32)).astype(self.dtype)
 
 
+class OffsetLayerNorm(nnx.Module):
+    """LayerNorm (arXiv:1607.06450) whose stored scale is its distance from one, so that decay draws it towards one.
+
+    Statistics, scale and bias are applied in float32.
+
+    Args:
+        features: size of the last axis.
+        epsilon: added to the variance.
+        init_scale: what a new norm multiplies by.
+        dtype: of the result.
+        param_dtype: of the stored scale and of the bias.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        epsilon: float,
+        init_scale: float = 1.0,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+    ) -> None:
+        self.scale = nnx.Param(jnp.full((features,), init_scale - 1.0, param_dtype))
+        self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
+        self.epsilon, self.dtype, self.param_dtype = epsilon, dtype, param_dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise `[..., features]`."""
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.epsilon)
+        scale, bias = (variable.get_value().astype(jnp.float32) for variable in (self.scale, self.bias))
+        return (normed * (1.0 + scale) + bias).astype(self.dtype)
+
+
 class GatedRMSNorm(nnx.Module):
     """`x · silu(gate) / rms · scale`, the mean square taken over each group of features, in float32.
 

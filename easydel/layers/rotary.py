@@ -198,6 +198,9 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, *, interleaved: bool = 
         sin: likewise.
         interleaved: which features turn together: each with its neighbour, or (by default) with the one half of `dim`
             further on.
+
+    Returns:
+        heads of the dtype they had; between, they are as wide as `cos` and `sin`.
     """
     dim = cos.shape[-1]
     turned, rest = x[..., :dim], x[..., dim:]
@@ -210,4 +213,5 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, *, interleaved: bool = 
     else:
         first, second = jnp.split(turned, 2, axis=-1)
         turned = turned * cos + jnp.concatenate([-second, first], axis=-1) * sin
+    turned = turned.astype(x.dtype)
     return turned if rest.shape[-1] == 0 else jnp.concatenate([turned, rest], axis=-1)

@@ -68,7 +68,7 @@ def peft_layers(module: nnx.Module, links: list[Link] | None = None) -> dict[str
 
 def _order(name: str, modules: Mapping[str, Any]) -> int:
     """Return the place of a tensor in the weight maps; these list parameters as transformers' modules do."""
-    rules = [rule for node in modules.values() for rule in getattr(type(node), "weight_map", ())]
+    rules = [rule for node in modules.values() for rule in getattr(node, "weight_map", ())]
     places = (n for n, rule in enumerate(rules) if any(name.endswith(f".{source}") for source in rule.sources))
     return next(places, len(rules))
 

@@ -14,7 +14,16 @@ from easydel.caching import Cache
 from easydel.errors import UnsupportedError
 from easydel.infra.base_module import EasyDeLBaseModule
 from easydel.infra.forward import check_length
-from easydel.layers import Embed, LayerInputs, RMSNorm, RotaryByKind, RotaryEmbedding, make_layers
+from easydel.layers import (
+    AttentionBias,
+    AttentionMask,
+    Embed,
+    LayerInputs,
+    RMSNorm,
+    RotaryByKind,
+    RotaryEmbedding,
+    make_layers,
+)
 from easydel.layers.linear import normal_init
 from easydel.layers.stack import StackOutput
 from easydel.models.inputs import embed_or_take, extras_asked, place_tokens
@@ -27,7 +36,7 @@ class Decoder(EasyDeLBaseModule):
 
     A family sets `block_class`, called as `block_class(config, kind, dtype=…, param_dtype=…, precision=…, rngs=…)` for
     each of `layer_kinds(config)`, and overrides what else is its own: `make_norm`, `make_rotary`, `add_layers`,
-    `embed`, `place`.
+    `embed`, `default_positions`, `place`, `position_bias`, `finish`.
     """
 
     block_class: ClassVar[Callable[..., nnx.Module]]
@@ -39,6 +48,8 @@ class Decoder(EasyDeLBaseModule):
     """Whether `partial_rotary_factor` of `config.rope_parameters` says how much of a head is rotated."""
     rotary_by_kind: ClassVar[bool] = False
     """Whether `config.rope_parameters` holds parameters for each kind of layer; a block then takes its own rotation."""
+    wide_rotary: ClassVar[bool] = False
+    """Whether heads are rotated in float32, whatever the dtype of computation."""
 
     def __init__(
         self,
@@ -53,7 +64,7 @@ class Decoder(EasyDeLBaseModule):
         dtypes = self.dtypes
         self.embed_tokens = Embed(
             config.vocab_size,
-            config.hidden_size,
+            self.token_size,
             embedding_init=normal_init(config.initializer_range),
             precision=precision,
             padding_idx=getattr(config, "pad_token_id", None) if self.has_padding_token else None,
@@ -67,7 +78,7 @@ class Decoder(EasyDeLBaseModule):
             rngs,
             scan=config.scan_layers,
         )
-        self.norm = self.make_norm()
+        self.norm: Any = self.make_norm()
         self.rotary = self.make_rotary()
         self.add_layers(rngs)
 
@@ -76,12 +87,17 @@ class Decoder(EasyDeLBaseModule):
         """The arguments `dtype` and `param_dtype` of layers."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
+    @property
+    def token_size(self) -> int:
+        """Size of the vectors that stand for tokens: the embedding's, and those that a head is given."""
+        return self.config.hidden_size
+
     @staticmethod
     def layer_kinds(config: Any) -> list[Any]:
         """Return what tells each layer from the others: here `layer_types`."""
         return layer_types(config)
 
-    def make_norm(self) -> nnx.Module:
+    def make_norm(self) -> nnx.Module | None:
         """Make the norm after the last layer."""
         return RMSNorm(self.config.hidden_size, epsilon=self.config.rms_norm_eps, **self.dtypes)
 
@@ -114,10 +130,34 @@ class Decoder(EasyDeLBaseModule):
         """Map token ids `[batch, seq]` to vectors `[batch, seq, hidden]`."""
         return self.embed_tokens(input_ids)
 
+    def default_positions(self, positions: jax.Array, tokens: jax.Array | None) -> jax.Array:
+        """Return the positions that hold where none are given, int32 `[batch, seq]`.
+
+        Args:
+            positions: the running count of tokens from 0 on; padding has that of the token before it.
+            tokens: bool `[batch, seq]`, which places hold a token; `None`: all.
+        """
+        del tokens
+        return positions
+
     def place(self, hidden: jax.Array, positions: jax.Array) -> jax.Array:
         """Give embedded tokens what their positions `[batch, seq]` add to them: nothing, if layers rotate."""
         del positions
         return hidden
+
+    def position_bias(self, mask: AttentionMask, length: int) -> AttentionBias | None:
+        """Return what positions add to attention's products: nothing, if they have their place elsewhere.
+
+        Args:
+            mask: over all slots.
+            length: how many slots there are if the mask knows none that are padding.
+        """
+        del mask, length
+        return None
+
+    def finish(self, hidden: jax.Array) -> jax.Array:
+        """Map what the last layer gives, `[batch, seq, hidden]`, to what heads are given."""
+        return self.norm(hidden)
 
     def hidden_states(self, out: StackOutput, last: jax.Array) -> tuple[jax.Array, ...]:
         """Return what `output_hidden_states` asks for: the embeddings, each layer's output, the last one normed."""
@@ -155,18 +195,23 @@ class Decoder(EasyDeLBaseModule):
         if attention_mask is None and position_ids is None and segment_ids is None and cache is None:
             check_length(self, length)
         cache, mask, tokens, positions = place_tokens(attention_mask, segment_ids, cache, batch, length)
-        positions = positions if position_ids is None else jnp.broadcast_to(jnp.asarray(position_ids), (batch, length))
+        if position_ids is None:
+            positions = self.default_positions(positions, tokens)
+        else:
+            positions = jnp.broadcast_to(jnp.asarray(position_ids), (batch, length))
         hidden = self.place(hidden, positions)
+        rotary_dtype = jnp.float32 if self.wide_rotary else self.dtype
         inputs = LayerInputs(
-            rotary=None if self.rotary is None else self.rotary(positions, self.dtype),
+            rotary=None if self.rotary is None else self.rotary(positions, rotary_dtype),
             mask=mask,
             tokens=tokens,
+            bias=self.position_bias(mask, length),
             output_attentions=with_attentions,
             output_hidden_states=with_states,
         )
         remat = self.config.gradient_checkpointing
         out = self.layers.run(hidden, inputs, None if cache is None else cache.layers, remat)
-        hidden = self.norm(out.hidden)
+        hidden = self.finish(out.hidden)
         return BaseModelOutput(
             last_hidden_state=hidden,
             cache=None if cache is None else cache.with_layers(out.caches),
@@ -211,7 +256,7 @@ def decoder_rules() -> PartitionRules:
         (r"mlp/(gate|up)_proj/kernel", PartitionSpec("fsdp", "tp")),
         (r"mlp/down_proj/kernel", PartitionSpec("tp", "fsdp")),
         (r"lm_head/kernel", PartitionSpec("fsdp", "tp")),
-        (r"(score|classifier)/kernel", PartitionSpec("fsdp", None)),
+        (r"(score|classifier|qa_outputs)/kernel", PartitionSpec("fsdp", None)),
         (r"(q|k|v|gate|up)_proj/bias|vocab_bias", PartitionSpec("tp")),
         (r"(norm|layernorm)/scale|bias", PartitionSpec()),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import transformers
 from flax import nnx
 
@@ -14,7 +13,7 @@ from easydel.infra.base_config import EasyDeLBaseConfig
 from easydel.infra.registry import TaskType, register_config, register_module
 from easydel.layers import MLP, Attention, PreNormBlock, attention_fields, layer_norm, make_dropout, mlp_fields
 from easydel.models.decoder import Decoder, decoder_rules
-from easydel.models.tasks import CausalLM, DecoderTokenClassifier, SequenceClassifier
+from easydel.models.tasks import BiasedCausalLM, DecoderTokenClassifier, SequenceClassifier
 from easydel.sharding import PartitionRules
 
 
@@ -84,20 +83,10 @@ class PhiModel(Decoder):
 
 
 @register_module(TaskType.CAUSAL_LM, config=PhiConfig)
-class PhiForCausalLM(CausalLM):
+class PhiForCausalLM(BiasedCausalLM):
     """Phi with a language-model head."""
 
     backbone_class = PhiModel
-    weight_map = (WeightRule("lm_head.bias", "vocab_bias"),)
-
-    def _add_head(self, rngs: nnx.Rngs) -> None:
-        super()._add_head(rngs)
-        # Beside the embedding, too, where the head is tied to it.
-        self.vocab_bias = nnx.Param(jnp.zeros((self.config.vocab_size,), self.param_dtype))
-
-    def head_bias(self) -> jax.Array:
-        """Return the bias of the head, `[vocab]`."""
-        return self.vocab_bias.get_value()
 
 
 @register_module(TaskType.SEQUENCE_CLASSIFICATION, config=PhiConfig)

@@ -1,4 +1,4 @@
-"""Biases of relative positions: buckets against transformers', and every mechanism against a float64 reference."""
+"""Biases of positions: buckets and slopes against transformers', and every mechanism against a float64 reference."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from easydel.layers import AttentionMask, RelativePositions
+from easydel.layers import AttentionMask, KeyBias, RelativePositions, alibi_slopes, counted
 from easydel.layers.attention import attend
 from easydel.layers.attention.bias import buckets
 
@@ -74,3 +75,42 @@ def test_buckets_that_do_not_reach_are_refused(count: int, max_distance: int) ->
             count, 2, max_distance=max_distance, bidirectional=True, init_stddev=1.0, param_dtype=jnp.float32,
             rngs=nnx.Rngs(0),
         )  # fmt: skip
+
+
+def alibi_reference(q: Any, k: Any, v: Any, slopes: Any, places: Any, seen: Any) -> np.ndarray:
+    """Return attention in float64 with biases by how far apart tokens lie, `seen` `[batch, queries, keys]`."""
+    q, k, v, slopes = (np.asarray(x, np.float64) for x in (q, k, v, slopes))
+    distances = places[:, -q.shape[1] :, None] - places[:, None]
+    products = np.einsum("bqhd,bkhd->bhqk", q, k) - slopes[:, None, None] * distances[:, None]
+    products = np.where(seen[:, None], products, -np.inf)
+    powers = np.exp(products - products.max(axis=-1, keepdims=True))
+    return np.einsum("bhqk,bkhd->bqhd", powers / powers.sum(axis=-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 6, 8, 11, 64])
+def test_slopes_of_alibi_are_transformers_own(heads: int) -> None:
+    want = _get_alibi_slopes(heads, torch.device("cpu"))
+    np.testing.assert_allclose(alibi_slopes(heads), want.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mechanism", ["vanilla", "sdpa", "blockwise", "auto"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_alibi_counts_tokens_in_every_mechanism(mechanism: str, cached: bool) -> None:
+    """Padding left, right and between tokens is not counted, also where a cache gives keys out of their order."""
+    queries, keys = (3, 23) if cached else (23, 23)
+    q, k, v = (RNG.normal(size=(2, n, 6, 8)).astype(np.float32) for n in (queries, keys, keys))
+    valid = np.ones((2, keys), bool)
+    valid[0, :4] = valid[1, 9:12] = False
+    valid[1, 18] = False
+    places = np.cumsum(valid, axis=1) - 1
+    seen = valid[:, None] & (np.arange(keys)[None, keys - queries :, None] >= np.arange(keys))
+    whole = AttentionMask(key_valid=jnp.asarray(valid), offset=jnp.int32(keys - queries) if cached else None)
+    slopes = alibi_slopes(6)
+    bias = KeyBias(slopes[:, None] * counted(whole, keys)[:, None])
+    order = RNG.permutation(keys) if cached else np.arange(keys)
+    mask = whole.over(jnp.asarray(order, jnp.int32)) if cached else whole
+    run = jax.jit(lambda *a: attend(*a[:4], bias=a[4], mechanism=mechanism, scale=1.0, block_size=4)[0])
+    got = np.asarray(run(q, k[:, order], v[:, order], mask, bias))
+    told = valid[:, -queries:]
+    want = alibi_reference(q, k, v, slopes, places, np.where(told[..., None], seen, True))
+    np.testing.assert_allclose(got[told], want[told], atol=2e-5, rtol=2e-5)

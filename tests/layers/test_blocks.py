@@ -11,7 +11,7 @@ from flax import nnx
 from transformers.activations import ACT2FN
 
 import easydel
-from easydel.layers import Embed, GatedMLP, Linear, RMSNorm, activation, layer_norm
+from easydel.layers import Embed, GatedMLP, Linear, OffsetLayerNorm, RMSNorm, activation, layer_norm
 from easydel.layers.activations import ACTIVATIONS
 
 RNG = np.random.default_rng(0)
@@ -47,6 +47,18 @@ def test_layer_norm(shift: float) -> None:
     norm.scale.set_value(jnp.asarray(scale))
     norm.bias.set_value(jnp.asarray(bias))
     np.testing.assert_allclose(norm(x), fresh * scale + bias, atol=5e-6 if shift == 0 else 5e-3)
+
+
+def test_layer_norm_stored_as_a_distance_from_one() -> None:
+    wide = X.astype(np.float64) + 3
+    fresh = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 0.5)
+    np.testing.assert_allclose(OffsetLayerNorm(8, epsilon=0.5)(jnp.asarray(wide, jnp.float32)), fresh, atol=1e-6)
+    norm = OffsetLayerNorm(8, epsilon=0.5, init_scale=2.0)
+    np.testing.assert_array_equal(norm.scale.get_value(), 1.0)
+    scale, bias = RNG.normal(size=(2, 8)).astype(np.float32)
+    norm.scale.set_value(jnp.asarray(scale))
+    norm.bias.set_value(jnp.asarray(bias))
+    np.testing.assert_allclose(norm(jnp.asarray(wide, jnp.float32)), fresh * (1 + scale) + bias, atol=5e-6)
 
 
 def test_rms_norm_takes_its_statistics_in_float32() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
@@ -84,6 +85,15 @@ def test_rotation_turns_pairs_by_their_angle() -> None:
     numbers = (x[..., 0:8:2] + 1j * x[..., 1:8:2]) * np.exp(1j * angles)[:, :, None]
     np.testing.assert_allclose(got[..., 0:8:2] + 1j * got[..., 1:8:2], numbers, atol=1e-5)
     np.testing.assert_array_equal(got[..., 8:], x[..., 8:])
+
+
+def test_heads_keep_their_dtype_when_they_are_rotated_in_float32() -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(1, 3, 2, 8)), jnp.bfloat16)
+    cos, sin = rng.normal(size=(2, 1, 3, 8)).astype(np.float32)
+    got = rotate(x, cos, sin)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got, rotate(x.astype(jnp.float32), cos, sin).astype(jnp.bfloat16))
 
 
 def test_settings_are_checked() -> None:

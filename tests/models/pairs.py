@@ -167,9 +167,9 @@ def randomise(model: torch.nn.Module, seed: int = 0, factors: Mapping[str, float
                 parameter.copy_((1.0 if name in norms else 0.0) + 0.3 * noise)
 
 
-def build_hf(family: Family, task: str, config: dict[str, Any], seed: int = 0) -> Any:
+def build_hf(family: Family, task: str, config: dict[str, Any], seed: int = 0, attention: str = "eager") -> Any:
     cls = getattr(transformers, family.class_name(task, "theirs"))
-    model = cls._from_config(cls.config_class(**copy.deepcopy(config)), attn_implementation="eager")
+    model = cls._from_config(cls.config_class(**copy.deepcopy(config)), attn_implementation=attention)
     randomise(model, seed, family.factors)
     return model.eval()
 
@@ -214,7 +214,7 @@ def _pair(family: str, variant: str, task: str, fields: str) -> Pair:
     entry = FAMILIES[family]
     row = entry.variant(variant)
     folder = Path(tempfile.mkdtemp(dir=workplace().name))
-    hf = build_hf(entry, task, {**entry.config, **row.config, **json.loads(fields)})
+    hf = build_hf(entry, task, {**entry.config, **row.config, **json.loads(fields)}, attention=row.attention)
     write(hf, folder, row.legacy)
     if row.legacy is not None:
         hf = load_hf(entry, task, folder)

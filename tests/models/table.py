@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import pytest
+
 from tests.models.proofs import PROOFS
 
 SUFFIXES = {
@@ -20,6 +22,12 @@ SUFFIXES = {
     "question-answering": "ForQuestionAnswering",
 }
 """Task → what transformers' class for it is called after the family's prefix, as a rule."""
+
+SAMPLE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt2", "mamba2", "mixtral", "bert", "t5")
+"""Families that between them have every kind of layer.
+
+What shared code does, whatever the family, is proved of these in every run, and of the others in the slow group.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class Variant:
         thorough: whether it is held to the proofs of thorough variants too.
         proofs: further proofs it is held to.
         excused: proofs it is not held to although its place in the table says so → the reason.
+        attention: which of transformers' ways to compute attention it is compared with.
     """
 
     name: str
@@ -43,6 +52,7 @@ class Variant:
     thorough: bool = False
     proofs: Iterable[str] = ()
     excused: Mapping[str, str] = field(default_factory=dict)
+    attention: str = "eager"
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,7 @@ class Family:
 def families() -> dict[str, Family]:
     from tests.models.bert import BERT
     from tests.models.dense import DENSE
+    from tests.models.dense_mid import DENSE_MID
     from tests.models.dense_more import DENSE_MORE
     from tests.models.dense_new import DENSE_NEW
     from tests.models.gemma import GEMMAS
@@ -133,13 +144,24 @@ def families() -> dict[str, Family]:
     from tests.models.mamba2 import MAMBA2
     from tests.models.mixtral import MIXTRAL
     from tests.models.mixtures import MIXTURES
+    from tests.models.older import OLDER
     from tests.models.t5 import T5
 
-    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES, *DENSE_NEW)
+    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES, *DENSE_NEW, *OLDER, *DENSE_MID)
     return {family.name: family for family in (LLAMA, *varied, GPT2, MAMBA2, MIXTRAL, BERT, T5)}
 
 
 FAMILIES = families()
+
+
+def quick(family: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of a test that is slow for families outside `SAMPLE`."""
+    return [] if family in SAMPLE else [pytest.mark.slow]
+
+
+def sampled() -> list[Any]:
+    """Return every family's name as a test's parameter, with its marks."""
+    return [pytest.param(name, marks=quick(name)) for name in FAMILIES]
 
 
 def cases(proof: str) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from easydel.models.tasks import CausalLM
 from easydel.sharding import create_mesh
 from tests.models.inputs import as_torch, int32, pad
 from tests.models.pairs import close, pair
-from tests.models.table import FAMILIES
+from tests.models.table import FAMILIES, quick
 
 CHUNKED = LossConfig(token_chunk_size=5)  # of 28 tokens: the last chunk is not full
 LANGUAGE = ("causal-lm", "masked-lm", "seq2seq")
@@ -30,7 +30,10 @@ OTHERS = [
     ("t5", "untied_in_the_file"),
     ("mixtral", "router_logits"),
 ]
-HEADS = [(n, f.main.name) for n, f in FAMILIES.items() if f.main_task in LANGUAGE] + OTHERS
+HEADS = [
+    *(pytest.param(n, f.main.name, marks=quick(n)) for n, f in FAMILIES.items() if f.main_task in LANGUAGE),
+    *OTHERS,
+]
 
 # Its scan is summed in another order than transformers': whole logits differ by 1e-5, too (docs/families.md), on some
 # processors by more.

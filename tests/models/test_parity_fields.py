@@ -11,17 +11,9 @@ import transformers
 from flax import nnx
 
 import easydel
-from tests.models.pairs import pair, same_outputs
+from tests.models.changes import Changes
+from tests.models.pairs import Pair, same_outputs
 from tests.models.table import FAMILIES, Family, cases
-
-PERTURBED = [(name, variant, field) for name, variant in cases("fields") for field in FAMILIES[name].fields]
-NOT_OF_LOGITS = {
-    "output_hidden_states": "of outputs",
-    "output_attentions": "of outputs",
-    "output_router_logits": "of outputs",
-    "pad_token_id": "of gradients: test_padding_token_s_embedding_is_not_trained",
-    "partial_rotary_factor": "transformers' Llama does not read it, so neither does ours",
-}
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
@@ -34,25 +26,33 @@ def test_the_table_names_every_field(name: str) -> None:
 
 
 @pytest.mark.proof("fields")
-@pytest.mark.parametrize(("family", "variant", "field"), PERTURBED)
-def test_a_changed_field_has_transformers_effect(family: str, variant: str, field: str) -> None:
-    changes = dict(FAMILIES[family].fields[field])
-    plain, case = pair(family, variant), pair(family, variant, **changes)
-    for key, value in changes.items():
-        assert getattr(case.ours.config, key) == value
-    ids = plain.ids(2, 40)
-    ids[:, 5] = 3
-    inputs = case.inputs(ids)
-    want = case.theirs(**inputs)
-    effect = differs(want.logits, plain.theirs(**inputs).logits)
-    assert effect == (field not in NOT_OF_LOGITS), "a change without effect tests nothing"
+@pytest.mark.parametrize(("family", "variant"), cases("fields"))
+def test_changed_fields_have_transformers_effect(family: str, variant: str) -> None:
+    changes = Changes(family, variant)
+    inputs, groups = changes.inputs(), changes.groups()
+    assert sorted(field for group in groups for field in group) == sorted(changes.fields)
+    for group in groups:
+        for field in group:
+            assert changes.shows(field, group), f"{field}: a change without effect tests nothing"
+        try:
+            compare(changes.pair(group), inputs)
+        except AssertionError as error:
+            wrong = [field for field in group if len(group) > 1 and fails(changes.pair((field,)), inputs)]
+            raise AssertionError(f"changed at once: {group}; wrong alone: {wrong or 'none of them'}") from error
+
+
+def compare(case: Pair, inputs: dict[str, Any]) -> None:
     got = case.run(**inputs)
-    compared = same_outputs(got, want, 1e-4)
+    compared = same_outputs(got, case.theirs(**inputs), 1e-4)
     assert set(got.keys()) == set(compared), "an output that transformers does not give"
 
 
-def differs(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape != other.shape or float((one - other).abs().max() / other.abs().max()) > 1e-3
+def fails(case: Pair, inputs: dict[str, Any]) -> bool:
+    try:
+        compare(case, inputs)
+    except AssertionError:
+        return True
+    return False
 
 
 @pytest.mark.proof("fresh")

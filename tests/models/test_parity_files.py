@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -74,12 +75,18 @@ def test_bfloat16(family: str, variant: str, tmp_path: Path) -> None:
         close(got, hf(**as_torch(inputs)).logits, 0.05)  # a few units of bfloat16's 1/256 after two layers
 
 
-def meshes() -> list[tuple[str, str, tuple[int, ...]]]:
-    """Return every mesh for a main variant, and the one that splits most for others."""
+def meshes() -> list[Any]:
+    """Return every mesh for a main variant, all but one of them slow, and the one that splits most for other variants.
+
+    Families take turns, so that every run has each mesh with every fourth family.
+    """
+    turns = {family: n % len(MESHES) for n, family in enumerate(FAMILIES)}
     return [
-        (family, variant, dims)
+        pytest.param(family, variant, dims, marks=[pytest.mark.slow] if main and turn != turns[family] else [])
         for family, variant in cases("sharding")
-        for dims in (MESHES if variant == FAMILIES[family].main.name else MESHES[2:3])
+        for main in [variant == FAMILIES[family].main.name]
+        for turn, dims in enumerate(MESHES)
+        if main or turn == 2
     ]
 
 

@@ -21,7 +21,7 @@ from easydel.infra.construct import abstract_module
 from easydel.paths import named_variables
 from easydel.sharding import parse_mesh
 from easydel.sharding.explain_picture import held_parts
-from tests.models.table import FAMILIES
+from tests.models.table import FAMILIES, sampled
 from tests.sharding.held import MESHES, family, held, mesh_named, zeros
 
 P = PartitionSpec
@@ -35,7 +35,7 @@ def tiny(**fields):
     return abstract_module(LlamaForCausalLM, LlamaConfig(**SIZES, num_attention_heads=4, **fields))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", sampled())
 def test_every_device_holds_what_is_said(name):
     model = zeros(*family(name))
     assert len(ON[name]) == 7 + (name == "mixtral")

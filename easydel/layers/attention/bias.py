@@ -1,4 +1,4 @@
-"""Biases that are added to attention's products, as functions of how far apart two slots lie."""
+"""Biases that are added to attention's products: by how far apart two slots lie, or by the key's place (ALiBi)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ class AttentionBias(Protocol):
     """What attention is given as its bias: a pytree that makes any block of it."""
 
     def __call__(self, mask: AttentionMask, queries: range, keys: range) -> jax.Array:
-        """Return the bias of these queries and keys (places in the arrays), float32 `[1, heads, queries, keys]`."""
+        """Return the bias of these queries and keys (places in the arrays).
+
+        It is float32 `[batch, heads, queries, keys]`, 1 in place of the batch or the queries where they do not matter.
+        """
 
 
 @jax.tree_util.register_dataclass
@@ -103,3 +106,52 @@ class RelativePositions(nnx.Module):
     def __call__(self) -> BucketBias:
         """Return the bias for `LayerInputs`."""
         return BucketBias(self.embedding.get_value(), self.max_distance, self.bidirectional)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KeyBias:
+    """A number for each head and key, whoever asks.
+
+    Attributes:
+        values: float32 `[batch or 1, heads, slots]`, of all slots of the sequence (of a cache, where there is one).
+    """
+
+    values: jax.Array
+
+    def __call__(self, mask: AttentionMask, queries: range, keys: range) -> jax.Array:
+        """See `AttentionBias`."""
+        if mask.key_slots is None:
+            return self.values[:, :, None, keys.start : keys.stop]
+        slots = jnp.maximum(mask.key_slots[keys.start : keys.stop], 0)  # what is in no slot is not seen
+        return jnp.take(self.values, slots, axis=2, mode="clip")[:, :, None]
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """Return the slopes of attention with linear biases (arXiv:2108.12409), float32 `[heads]`.
+
+    They are the powers of one number; where `heads` is no power of two, those of the next lower one come first, then
+    every other one of the next higher.
+    """
+    lower = 2 ** (heads.bit_length() - 1)
+
+    def powers(of: int, exponents: np.ndarray) -> np.ndarray:
+        return np.float32(2.0 ** (-8.0 / of)) ** exponents.astype(np.float32)
+
+    further = powers(2 * lower, np.arange(1, 1 + 2 * (heads - lower), 2))
+    return np.concatenate([powers(lower, np.arange(1, 1 + lower)), further])
+
+
+def counted(mask: AttentionMask, length: int) -> jax.Array:
+    """Return how many tokens stand before each slot, float32 `[batch or 1, slots]`, for biases by the key's place.
+
+    Softmax sees only how they differ within a row, so ALiBi's distances to the query need not be taken; nor do they
+    begin anew in a packed row.
+
+    Args:
+        mask: over all slots, as it comes before the layers.
+        length: how many slots there are if the mask knows none that are padding.
+    """
+    if mask.key_valid is None:
+        return jnp.arange(length, dtype=jnp.float32)[None]
+    return jnp.maximum(jnp.cumsum(mask.key_valid, axis=1, dtype=jnp.int32) - 1, 0).astype(jnp.float32)

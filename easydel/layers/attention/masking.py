@@ -23,7 +23,8 @@ def masked(
     if softcap is not None:
         products = softcap * jnp.tanh(products / softcap)
     if bias is not None:
-        products = products + bias(mask, queries, keys).reshape(1, *products.shape[1:])
+        added = bias(mask, queries, keys)
+        products = products + added.reshape(added.shape[0], *products.shape[1:3], *added.shape[2:])
     visible = mask.visible(queries, keys)
     if visible is None:
         return products

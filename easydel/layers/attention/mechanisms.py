@@ -206,12 +206,16 @@ def sdpa(
     is_causal = only_causal and mask.offset is None
     queries, keys = range(query.shape[1]), range(key.shape[1])
     visible = None if is_causal else mask.visible(queries, keys)
+    added = None
+    if bias is not None:  # cuDNN's takes none that is the same for all queries
+        added = bias(mask, queries, keys).astype(query.dtype)
+        added = jnp.broadcast_to(added, (*added.shape[:2], len(queries), len(keys)))
     with jax.default_matmul_precision(_precision_name(precision)):
         return jax.nn.dot_product_attention(
             query,
             key,
             value,
-            bias=None if bias is None else bias(mask, queries, keys).astype(query.dtype),
+            bias=added,
             mask=visible,
             scale=scale,
             is_causal=is_causal,

@@ -1,7 +1,7 @@
 """Task heads on any backbone."""
 
 from easydel.models.tasks.base import TaskModule
-from easydel.models.tasks.causal_lm import CausalLM
+from easydel.models.tasks.causal_lm import BiasedCausalLM, CausalLM
 from easydel.models.tasks.classification import (
     DecoderTokenClassifier,
     PooledClassifier,
@@ -16,6 +16,7 @@ from easydel.models.tasks.seq2seq import Seq2SeqLM
 from easydel.models.tasks.vocabulary import VocabularyTask
 
 __all__ = [
+    "BiasedCausalLM",
     "CausalLM",
     "DecoderTokenClassifier",
     "Embedding",

@@ -100,7 +100,7 @@ class TaskModule(EasyDeLBaseModule):
         roles: tuple[str | None, str | None] = (None, None),
     ) -> Linear:
         return Linear(
-            self.config.hidden_size,
+            getattr(self.base_model, "token_size", self.config.hidden_size),
             features_out,
             roles=roles,
             use_bias=use_bias,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from easydel.caching import Cache
+from easydel.hub.weight_map import WeightRule
 from easydel.models.tasks.vocabulary import VocabularyTask
 
 
@@ -34,3 +36,17 @@ class CausalLM(VocabularyTask):
         if not self.config.tie_word_embeddings:
             return {}
         return {"lm_head.weight": f"{self.base_model_prefix}.{self.tied_weight}"}
+
+
+class BiasedCausalLM(CausalLM):
+    """A `CausalLM` whose head has a bias, also where it is tied to the embedding."""
+
+    weight_map: ClassVar[tuple[WeightRule, ...]] = (WeightRule("lm_head.bias", "vocab_bias"),)
+
+    def _add_head(self, rngs: nnx.Rngs) -> None:
+        super()._add_head(rngs)
+        self.vocab_bias = nnx.Param(jnp.zeros((self.config.vocab_size,), self.param_dtype))
+
+    def head_bias(self) -> jax.Array:
+        """Return the bias of the head, `[vocab]`."""
+        return self.vocab_bias.get_value()
