@@ -41,7 +41,6 @@ def _ropes(full: float, sliding: float, kind: str = "default", **parameters: flo
 
 _KINDS = ["sliding_attention", "full_attention"]
 _SLIDING = {
-    "num_hidden_layers": {"num_hidden_layers": 3, "layer_types": [*_KINDS, "sliding_attention"]},
     "sliding_window": {"sliding_window": 3},
     "layer_types": {"layer_types": _KINDS[::-1]},
 }
@@ -64,6 +63,7 @@ _OLMO3 = entry(
         **_ACT,
         **_BIAS,
         **_SLIDING,
+        "num_hidden_layers": {"num_hidden_layers": 3, "layer_types": [*_KINDS, "sliding_attention"]},
         "max_position_embeddings": {"max_position_embeddings": 32} | _ropes(1000.0, 30.0, "dynamic", factor=4.0),
         "rope_parameters": _ropes(3.0, 1000.0),
     },
@@ -94,7 +94,7 @@ _COHERE = entry(
 _COHERE2 = entry(
     "cohere2",
     "Cohere2",
-    {**_UNTIED, "logit_scale": 0.3, "sliding_window": 6, "layer_types": _KINDS},
+    {**_UNTIED, "logit_scale": 0.3, "sliding_window": 6, "sliding_window_pattern": 2},
     (
         Variant("untied", excused=_WINDOW_WITH_GAPS),
         Variant(

@@ -20,6 +20,7 @@ DEPTH = {
     "gpt2": {"n_layer": 3},
     "gemma2": {"num_hidden_layers": 5},
     "gpt_oss": {"num_hidden_layers": 5},
+    "olmo3": {"num_hidden_layers": 5, "layer_types": (["sliding_attention", "full_attention"] * 3)[:5]},
     "t5": {"num_layers": 3, "num_decoder_layers": 2},
     "bart": {"encoder_layers": 3},
 }
