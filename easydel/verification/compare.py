@@ -16,14 +16,15 @@ from easydel.verification.report import FINITE, Part
 def relative_error(ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray) -> tuple[float, str]:
     """Return `max|ours - theirs| / max|theirs|` where there are tokens, and why it is infinite if it is.
 
-    Batch and sequence may be one axis on either side, and heads may stand before the sequence.
+    Batch and sequence may be one axis on either side, heads may stand before the sequence, and what is the same for
+    all rows may be there once.
 
     Args:
         ours: of any shape; `[batch, sequence, …]` or `[batch * sequence, …]` if it is of each token.
         theirs: likewise.
         mask: 0 where there is no token, `[batch, sequence]`.
     """
-    layouts = [x for x in _layouts(theirs) if x.shape == ours.shape]
+    layouts = [x for x in _layouts(theirs, len(mask)) if x.shape == ours.shape]
     if not layouts and theirs.size == ours.size and theirs.shape[-1:] == ours.shape[-1:]:
         layouts = [theirs.reshape(ours.shape)]
     if not layouts:
@@ -32,8 +33,10 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray) -> tu
     return min(errors), "" if math.isfinite(min(errors)) else FINITE
 
 
-def _layouts(x: np.ndarray) -> Iterator[np.ndarray]:
+def _layouts(x: np.ndarray, batch: int) -> Iterator[np.ndarray]:
     yield x
+    if x.ndim > 1 and x.shape[0] == 1:
+        yield np.broadcast_to(x, (batch, *x.shape[1:]))
     if x.ndim == 4:
         yield x.swapaxes(1, 2)
 

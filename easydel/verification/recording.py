@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from easydel.infra.forward import prepare_inputs
 from easydel.paths import named_modules
 
 _LOCK = threading.RLock()  # classes are changed for a while: one thread at a time
@@ -88,12 +89,7 @@ def _arrays(tree: Any) -> list[np.ndarray] | None:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return None
-    return [floats(leaf) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-
-
-def floats(array: Any) -> np.ndarray:
-    """Return a jax array as numpy's float32."""
-    return np.asarray(array, np.float32)
+    return [np.asarray(leaf, np.float32) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
 
 def run_recorded(model: Any, inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, Call], dict[str, np.ndarray]]:
@@ -105,8 +101,12 @@ def run_recorded(model: Any, inputs: Mapping[str, np.ndarray]) -> tuple[dict[str
 
     Returns:
         Path → call, and name → float array of what the model returns.
+
+    Raises:
+        ValueError: tokens outside the vocabulary, or more of them than the model has positions for.
     """
+    arguments = prepare_inputs(model, inputs)
     with recorded(model) as calls:
-        out = model(**{name: jnp.asarray(value) for name, value in inputs.items()})
-    found = {name: out[name] for name in out}
-    return calls, {name: floats(x) for name, x in found.items() if isinstance(x, jax.Array) and x.dtype != jnp.int32}
+        out = model(**arguments)
+    found = {name: _arrays(out[name]) for name in out if isinstance(out[name], jax.Array)}
+    return calls, {name: arrays[0] for name, arrays in found.items() if arrays}

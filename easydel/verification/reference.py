@@ -38,7 +38,10 @@ def load_reference(cls: Any, directory: Path, dtype: str) -> torch.nn.Module:
         CheckpointError: it does not load, or lacks tensors: in their place would be random numbers.
     """
     import torch
+    from transformers.utils import logging
 
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         model, found = cls.from_pretrained(
             directory,
@@ -49,6 +52,9 @@ def load_reference(cls: Any, directory: Path, dtype: str) -> torch.nn.Module:
         )
     except (OSError, ValueError, TypeError, RuntimeError, ImportError, LookupError) as error:
         raise CheckpointError(f"{directory}: transformers' {cls.__name__} does not load it: {error!s:.500}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     if missing := sorted(found["missing_keys"]):
         raise CheckpointError(
             f"{directory}: transformers' {cls.__name__} finds no {', '.join(map(short, missing[:5]))}"

@@ -99,9 +99,8 @@ def _run_ours(
     from easydel.verification.recording import run_recorded
 
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        model = cls.from_pretrained(
-            directory, dtype=jnp.dtype(dtype), progress=False, scan_layers=False, gradient_checkpointing="none"
-        )
+        # One by one and not for gradients: what is traced cannot be recorded.
+        model = cls.from_pretrained(directory, dtype=jnp.dtype(dtype), scan_layers=False, gradient_checkpointing="none")
         if text is None:
             inputs = random_inputs(model, batch=batch, length=length, seed=seed)
         else:
