@@ -45,6 +45,8 @@ if TYPE_CHECKING:  # for type checkers and editors
     from easydel.training.data.config import DataConfig as DataConfig
     from easydel.training.elarge import eLargeModel as eLargeModel
     from easydel.training.trainer import Trainer as Trainer
+    from easydel.verification import Verification as Verification
+    from easydel.verification import verify as verify
 
 _NAMES: dict[str, str] = {
     "AutoEasyDeLConfig": "easydel.infra.auto",
@@ -74,11 +76,13 @@ _NAMES: dict[str, str] = {
     "TrainingArguments": "easydel.training.arguments",
     "TrainingError": "easydel.errors",
     "UnsupportedError": "easydel.errors",
+    "Verification": "easydel.verification",
     "eLargeModel": "easydel.training.elarge",
     "plan_training": "easydel.planning",
     "register_config": "easydel.infra.registry",
     "register_module": "easydel.infra.registry",
     "suggest_mesh": "easydel.planning",
+    "verify": "easydel.verification",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -196,6 +196,54 @@ def inspect_checkpoint(
             raise ValueError("--mesh, --picture and --json go with --sharding")
         else:
             run_inspect(model)
+
+
+def _task(value: str | None) -> str | None:
+    if value is not None:
+        from easydel.infra.registry import as_task
+
+        try:
+            as_task(value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return value
+
+
+@app.command(name="verify")
+def verify_checkpoint(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="DIR_OR_ID", help="Folder or Hub id of a checkpoint.")],
+    task: Annotated[
+        str | None,
+        typer.Option(callback=_task, help="Such as causal-lm [default: that of the config's architectures]."),
+    ] = None,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Both compute in this.")] = "float32",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Largest relative error allowed [default: 1e-4, in bfloat16 5e-2]."),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Rows of random tokens; the last is padded.")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens of a row.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the random tokens.")] = None,
+    text: Annotated[str | None, typer.Option(help="Compare on this text, with the checkpoint's tokenizer.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Compare a checkpoint with transformers, layer by layer, and name the first module that differs.
+
+    Exit code 0: equal; 1: it differs, or does not load. torch must be installed.
+    """
+    if text is not None and (batch, length, seed) != (None, None, None):
+        raise typer.BadParameter("--batch, --length and --seed are of random tokens: they do not go with --text")
+    with _one_line_errors(context):
+        from easydel.cli.verify import run_verify
+
+        equal = run_verify(
+            model, task=task, dtype=dtype, tolerance=tolerance, batch=batch, length=length, seed=seed, text=text,
+            revision=revision, as_json=as_json,
+        )  # fmt: skip
+    if not equal:
+        raise typer.Exit(1)
 
 
 @app.command(name="plan")

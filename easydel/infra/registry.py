@@ -218,11 +218,20 @@ def get_module_class(task: TaskType | str, model_type: str) -> type[Any]:
         UnsupportedError: unknown `model_type`, or it does not offer the task; what is known is listed.
     """
     task = as_task(task)
-    get_config_class(model_type)
+    offered = [offer.value for offer in offered_tasks(model_type)]
     if (task, model_type) not in _MODULES:
-        offered = sorted(t.value for t, name in _MODULES if name == model_type)
         raise UnsupportedError(_unknown(f"task {task.value!r} of model_type {model_type!r}", task.value, offered))
     return _MODULES[task, model_type]
+
+
+def offered_tasks(model_type: str) -> list[TaskType]:
+    """Return the tasks for which a `model_type` has a class.
+
+    Raises:
+        UnsupportedError: unknown; names it and lists the known ones.
+    """
+    get_config_class(model_type)
+    return sorted(task for task, name in _MODULES if name == model_type)
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:
