@@ -1,8 +1,8 @@
 """Building blocks that families share."""
 
 from easydel.layers.activations import activation
-from easydel.layers.attention import Attention, AttentionMask, CrossAttention, RelativePositions
-from easydel.layers.blocks import PreNormBlock, attention_fields, mlp_fields
+from easydel.layers.attention import Attention, AttentionMask, CrossAttention, LatentAttention, RelativePositions
+from easydel.layers.blocks import PreNormBlock, attention_fields, latent_fields, mlp_fields
 from easydel.layers.dropout import make_dropout
 from easydel.layers.embedding import Embed
 from easydel.layers.linear import Linear
@@ -22,6 +22,7 @@ __all__ = [
     "Embed",
     "GatedMLP",
     "GatedRMSNorm",
+    "LatentAttention",
     "LayerInputs",
     "LayerOutput",
     "LayerStack",
@@ -36,6 +37,7 @@ __all__ = [
     "StateSpaceMixer",
     "activation",
     "attention_fields",
+    "latent_fields",
     "layer_norm",
     "make_dropout",
     "make_layers",

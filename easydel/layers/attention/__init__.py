@@ -2,8 +2,17 @@
 
 from easydel.layers.attention.bias import AttentionBias, RelativePositions
 from easydel.layers.attention.cross import CrossAttention
+from easydel.layers.attention.latent import LatentAttention
 from easydel.layers.attention.layer import Attention
 from easydel.layers.attention.mask import AttentionMask
 from easydel.layers.attention.mechanisms import attend
 
-__all__ = ["Attention", "AttentionBias", "AttentionMask", "CrossAttention", "RelativePositions", "attend"]
+__all__ = [
+    "Attention",
+    "AttentionBias",
+    "AttentionMask",
+    "CrossAttention",
+    "LatentAttention",
+    "RelativePositions",
+    "attend",
+]
