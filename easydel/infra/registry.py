@@ -57,9 +57,12 @@ _ENCODER = (
 )
 FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "bert": ("easydel.models.bert", "Bert", _ENCODER),
+    "deepseek_v2": ("easydel.models.deepseek_v2", "DeepseekV2", _DECODER),
+    "deepseek_v3": ("easydel.models.deepseek_v3", "DeepseekV3", _TAGGER),
     "gemma": ("easydel.models.gemma", "Gemma", _TAGGER),
     "gemma2": ("easydel.models.gemma2", "Gemma2", _DECODER),
     "gemma3_text": ("easydel.models.gemma3", "Gemma3Text", _DECODER),
+    "glm4_moe": ("easydel.models.glm4_moe", "Glm4Moe", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "gpt2": ("easydel.models.gpt2", "GPT2", _TAGGER),
     "gpt_oss": ("easydel.models.gpt_oss", "GptOss", _TAGGER),
     "granite": ("easydel.models.granite", "Granite", (TaskType.BASE, TaskType.CAUSAL_LM)),

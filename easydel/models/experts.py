@@ -97,7 +97,12 @@ def shared_and_routed(config: Any, make_router: Callable[..., Router], *, use_bi
         make_router: as of `SparseMoE`.
         use_bias: whether the shared experts have biases.
         **options: of all layers.
+
+    Raises:
+        ValueError: it is not said how many experts a token goes to.
     """
+    if config.num_experts_per_tok is None:
+        raise ValueError("num_experts_per_tok must be a number, got None")
     fields = mlp_fields(config) | {"intermediate_size": config.moe_intermediate_size}
     shared = fields | {"intermediate_size": config.moe_intermediate_size * config.n_shared_experts}
     return SparseMoE(

@@ -47,7 +47,7 @@ class Router(nnx.Module):
     """
 
     is_wide: ClassVar[bool] = False
-    """Whether logits are computed in float32, whatever the compute dtype."""
+    """Whether logits are computed in float32, and as exactly as that allows, whatever the compute dtype."""
 
     def __init__(
         self,
@@ -74,8 +74,9 @@ class Router(nnx.Module):
     def __call__(self, x: jax.Array) -> Routing:
         """Route tokens `[batch, seq, hidden]`."""
         dtype = jnp.float32 if self.is_wide else self.dtype
+        precision = jax.lax.Precision.HIGHEST if self.is_wide else self.precision
         kernel = at_use(self.kernel.get_value().astype(dtype), x, None, None)
-        logits = jnp.dot(x.astype(dtype), kernel, precision=self.precision)
+        logits = jnp.dot(x.astype(dtype), kernel, precision=precision)
         if self.bias is not None:
             logits = logits + self.bias.get_value().astype(dtype)
         return Routing(logits, *self.choose(logits.astype(jnp.float32)))
