@@ -16,7 +16,7 @@ _ROUTED = {
     "n_routed_experts": 8,
     "num_experts_per_tok": 3,
     "n_shared_experts": 2,
-    "moe_intermediate_size": 12,
+    "moe_intermediate_size": 16,  # transformers' product of experts wants rows of whole 16 bytes, in bfloat16, too
     "first_k_dense_replace": 1,
     "n_group": 4,
     "topk_group": 2,
@@ -24,7 +24,7 @@ _ROUTED = {
 }
 _FIELDS: dict[str, Any] = {field: LLAMA.fields[field] for field in _SHARED} | {
     "intermediate_size": LLAMA.fields["intermediate_size"],
-    "moe_intermediate_size": {"moe_intermediate_size": 16},
+    "moe_intermediate_size": {"moe_intermediate_size": 24},
     "n_routed_experts": {"n_routed_experts": 12},
     "num_experts_per_tok": {"num_experts_per_tok": 2},
     "n_shared_experts": {"n_shared_experts": 1},

@@ -157,7 +157,9 @@ class LatentAttention(nnx.Module):
         layer: Any = self.kv_b_proj
         if type(layer) is Linear:
             matrix = layer.operands(query[:, :, 0])[1]  # of what it is given, batch and dtype matter here
-        else:  # what stands in its place, with codes or an adapter: its matrix is what it makes of unit vectors
+        else:
+            # What stands in its place, with codes or an adapter: its matrix is what it makes of unit vectors. Where
+            # that rounds inputs, too, it does not round these, and latents meet the matrix as they are.
             matrix = layer(jnp.eye(self.latent_rank, dtype=query.dtype))
         return matrix.reshape(self.latent_rank, self.num_heads, -1)
 
