@@ -3,6 +3,7 @@
 from easydel.caching.attention import AttentionCache
 from easydel.caching.cache import Cache, LayerCache, caching_layers
 from easydel.caching.cross import CrossAttentionCache, EncoderDecoderCache
+from easydel.caching.latent import LatentCache
 from easydel.caching.quantized import QuantizedStates
 from easydel.caching.recurrent import RecurrentCache
 from easydel.caching.sliding import SlidingCache
@@ -13,6 +14,7 @@ __all__ = [
     "Cache",
     "CrossAttentionCache",
     "EncoderDecoderCache",
+    "LatentCache",
     "LayerCache",
     "QuantizedStates",
     "RecurrentCache",

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from easydel.caching.attention import AttentionCache
 from easydel.caching.cache import Cache
 from easydel.caching.cross import CrossAttentionCache, EncoderDecoderCache
+from easydel.caching.latent import LatentCache
 from easydel.caching.quantized import QuantizedStates
 from easydel.caching.recurrent import RecurrentCache
 from easydel.caching.sliding import SlidingCache
@@ -27,7 +28,7 @@ _KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
         *(AttentionCache, Cache, CrossAttentionCache, EncoderDecoderCache),
-        *(QuantizedStates, RecurrentCache, SlidingCache, StackedCaches),
+        *(LatentCache, QuantizedStates, RecurrentCache, SlidingCache, StackedCaches),
     )
 }
 _STATES = ("batch", None, "heads", None)

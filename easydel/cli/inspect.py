@@ -143,7 +143,9 @@ def memory_table(config: Any, tensors: Mapping[str, Any]) -> Table:
     table.add_row("memory in bfloat16 / float32", f"{bytes_text(2 * size)} / {bytes_text(4 * size)}")
     table.add_row("training with AdamW, float32", f"{bytes_text(16 * size)} (parameters, gradients, two moments)")
     heads, width = getattr(config, "num_key_value_heads", None), getattr(config, "head_dim", None)
-    if heads and width:
-        cached = 2 * config.num_hidden_layers * heads * width * 2
-        table.add_row("cache of one token, bfloat16", bytes_text(cached))
+    kept = 2 * heads * width if heads and width else 0
+    if getattr(config, "kv_lora_rank", None):  # latents and one rotated part, whatever the heads
+        kept = config.kv_lora_rank + config.qk_rope_head_dim
+    if kept:
+        table.add_row("cache of one token, bfloat16", bytes_text(2 * config.num_hidden_layers * kept))
     return table

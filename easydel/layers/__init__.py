@@ -7,11 +7,12 @@ from easydel.layers.attention import (
     AttentionMask,
     CrossAttention,
     KeyBias,
+    LatentAttention,
     RelativePositions,
     alibi_slopes,
     counted,
 )
-from easydel.layers.blocks import PreNormBlock, SandwichBlock, attention_fields, head_size, mlp_fields
+from easydel.layers.blocks import PreNormBlock, SandwichBlock, attention_fields, head_size, latent_fields, mlp_fields
 from easydel.layers.dropout import make_dropout
 from easydel.layers.embedding import Embed
 from easydel.layers.linear import Linear
@@ -34,6 +35,7 @@ __all__ = [
     "GatedRMSNorm",
     "HeadLayerNorm",
     "KeyBias",
+    "LatentAttention",
     "LayerInputs",
     "LayerOutput",
     "LayerStack",
@@ -53,6 +55,7 @@ __all__ = [
     "attention_fields",
     "counted",
     "head_size",
+    "latent_fields",
     "layer_norm",
     "make_dropout",
     "make_layers",

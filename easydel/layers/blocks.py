@@ -8,11 +8,13 @@ from typing import Any
 import jax
 from flax import nnx
 
-from easydel.layers.attention import Attention
+from easydel.errors import UnsupportedError
+from easydel.layers.attention import Attention, LatentAttention
 from easydel.layers.dropout import make_dropout
 from easydel.layers.mlp import MLP, GatedMLP
 from easydel.layers.moe import SparseMoE
 from easydel.layers.norms import RMSNorm
+from easydel.layers.rotary import attention_magnitude
 from easydel.layers.stack import LayerInputs, LayerOutput
 
 
@@ -36,7 +38,7 @@ class PreNormBlock(nnx.Module):
 
     def __init__(
         self,
-        attention: Attention,
+        attention: Attention | LatentAttention,
         mlp: MLP | GatedMLP | SparseMoE,
         *,
         hidden_size: int,
@@ -144,6 +146,35 @@ def head_size(hidden_size: int, num_heads: int) -> int:
     if hidden_size % num_heads:
         raise ValueError(f"num_attention_heads={num_heads} must divide hidden_size={hidden_size}")
     return hidden_size // num_heads
+
+
+def latent_fields(config: Any) -> dict[str, Any]:
+    """Return the arguments of `LatentAttention` that DeepSeek's configs, and those made like them, have as fields.
+
+    Raises:
+        UnsupportedError: keys and values have other heads than queries.
+        ValueError: the scaled rotary positions lack a factor.
+    """
+    if config.num_key_value_heads != config.num_attention_heads:
+        raise UnsupportedError(
+            f"num_key_value_heads={config.num_key_value_heads} is not supported: latents are made into keys and values "
+            f"of every head, num_attention_heads={config.num_attention_heads}"
+        )
+    return {
+        "hidden_size": config.hidden_size,
+        "num_heads": config.num_attention_heads,
+        "query_rank": config.q_lora_rank,
+        "latent_rank": config.kv_lora_rank,
+        "plain_dim": config.qk_nope_head_dim,
+        "rotary_dim": config.qk_rope_head_dim,
+        "value_dim": config.v_head_dim,
+        "use_bias": config.attention_bias,
+        "magnitude": attention_magnitude(config.rope_parameters),
+        "mechanism": config.attn_mechanism,
+        "block_size": config.attn_block_size,
+        "dropout": config.attention_dropout or 0.0,
+        "init_stddev": config.initializer_range,
+    }
 
 
 def mlp_fields(config: Any) -> dict[str, Any]:

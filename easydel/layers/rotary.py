@@ -182,11 +182,30 @@ def _yarn_scaling(settings: Mapping[str, Any], factor: float) -> float:
     if settings.get("attention_factor") is not None:
         return settings["attention_factor"]
 
-    def magnitude(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
     weight, weight_all = settings.get("mscale"), settings.get("mscale_all_dim")
-    return magnitude(weight) / magnitude(weight_all) if weight and weight_all else magnitude(1.0)
+    return _magnitude(factor, weight) / _magnitude(factor, weight_all) if weight and weight_all else _magnitude(factor)
+
+
+def _magnitude(factor: float, weight: float = 1.0) -> float:
+    """Return by how much queries and keys must grow where positions are stretched by `factor`."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def attention_magnitude(parameters: Mapping[str, Any]) -> float:
+    """Return the factor of all of attention's products in families that heed `mscale_all_dim` of `rope_parameters`.
+
+    `mscale_all_dim` is the weight with which queries and keys grow whole, the features that are not rotated included;
+    cosines and sines are divided by as much (DeepSeek-V2, arXiv:2405.04434, section 3.1.4).
+
+    Raises:
+        ValueError: there is no `factor` by which positions are stretched.
+    """
+    weight = parameters.get("mscale_all_dim")
+    if not weight or parameters.get("rope_type", "default") == "default":
+        return 1.0
+    if parameters.get("factor") is None:
+        raise ValueError(f"rope_parameters with mscale_all_dim={weight} need a 'factor', got {dict(parameters)}")
+    return _magnitude(parameters["factor"], weight) ** 2
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, *, interleaved: bool = False) -> jax.Array:

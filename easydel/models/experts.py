@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ from jax.sharding import PartitionSpec
 
 from easydel.caching import Cache
 from easydel.hub.weight_map import TRANSPOSE, Permute, Split, Stack, WeightRule
+from easydel.layers import GatedMLP, SparseMoE, mlp_fields
+from easydel.layers.moe import CorrectedRouter, Router
 from easydel.models.decoder import Decoder, decoder_rules
 from easydel.outputs import BaseModelOutput
 from easydel.sharding import PartitionRules
@@ -62,11 +65,13 @@ def expert_rules() -> PartitionRules:
         (r"mlp/experts/(gate|up)_proj/kernel", PartitionSpec("ep", "fsdp", "tp")),
         (r"mlp/experts/down_proj/kernel", PartitionSpec("ep", "tp", "fsdp")),
         (r"mlp/(gate|shared_expert_gate)/kernel", PartitionSpec("fsdp", None)),
-        (r"shared_expert/(gate|up)_proj/kernel", PartitionSpec("fsdp", "tp")),
-        (r"shared_expert/down_proj/kernel", PartitionSpec("tp", "fsdp")),
+        (r"shared_experts?/(gate|up)_proj/kernel", PartitionSpec("fsdp", "tp")),
+        (r"shared_experts?/down_proj/kernel", PartitionSpec("tp", "fsdp")),
         (r"mlp/experts/(gate|up)_bias", PartitionSpec("ep", "tp")),
         (r"mlp/experts/down_bias", PartitionSpec("ep", None)),
         (r"self_attn/sinks", PartitionSpec()),
+        (r"self_attn/(q_a_proj|kv_a_proj_with_mqa)/kernel", PartitionSpec("fsdp", None)),
+        (r"self_attn/(q|kv)_b_proj/kernel", PartitionSpec("fsdp", "tp")),
         *decoder_rules(),
     )
 
@@ -77,6 +82,51 @@ def sparse_layers(config: Any) -> list[bool]:
         config.num_experts > 0 and n not in config.mlp_only_layers and (n + 1) % config.decoder_sparse_step == 0
         for n in range(config.num_hidden_layers)
     ]
+
+
+def behind_dense_layers(config: Any) -> list[bool]:
+    """Return which layers have experts: all but the `first_k_dense_replace` first ones."""
+    return [n >= config.first_k_dense_replace for n in range(config.num_hidden_layers)]
+
+
+def shared_and_routed(config: Any, make_router: Callable[..., Router], *, use_bias: bool, **options: Any) -> SparseMoE:
+    """Make `n_routed_experts` beside `n_shared_experts`, which are one wide MLP, as DeepSeek names the fields.
+
+    Args:
+        config: the model's.
+        make_router: as of `SparseMoE`.
+        use_bias: whether the shared experts have biases.
+        **options: of all layers.
+
+    Raises:
+        ValueError: it is not said how many experts a token goes to.
+    """
+    if config.num_experts_per_tok is None:
+        raise ValueError("num_experts_per_tok must be a number, got None")
+    fields = mlp_fields(config) | {"intermediate_size": config.moe_intermediate_size}
+    shared = fields | {"intermediate_size": config.moe_intermediate_size * config.n_shared_experts}
+    return SparseMoE(
+        **fields,
+        num_experts=config.n_routed_experts,
+        top_k=config.num_experts_per_tok,
+        make_router=make_router,
+        mechanism=config.moe_mechanism,
+        shared_experts=GatedMLP(**shared, use_bias=use_bias, **options),
+        **options,
+    )
+
+
+def corrected_router(config: Any) -> Callable[..., Router]:
+    """Return what makes the router of DeepSeek-V3's fields."""
+    groups = {"groups": config.n_group, "top_groups": config.topk_group}
+    if None in groups.values():
+        raise ValueError(f"n_group={config.n_group} and topk_group={config.topk_group} must be numbers; 1 is no limit")
+
+    def make(*args: Any, **options: Any) -> Router:
+        options |= {"normalize": config.norm_topk_prob, "scaling": config.routed_scaling_factor, **groups}
+        return CorrectedRouter(*args, **options)
+
+    return make
 
 
 GATE, UP, DOWN = (f"mlp/experts/{name}_proj/kernel" for name in ("gate", "up", "down"))

@@ -83,7 +83,8 @@ def assert_same(one: Cache, other: Cache) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["recurrent, full and sliding", "int8", "bfloat16", "in a scan", "encoder", "recurrent"]
+    "kind",
+    ["recurrent, full and sliding", "int8", "bfloat16", "in a scan", "encoder", "latent", "latent int8", "recurrent"],
 )
 def test_saved_and_loaded_bit_for_bit(kind: str, mixed: MixedLM, tmp_path: Path) -> None:
     if kind == "in a scan":
@@ -91,6 +92,8 @@ def test_saved_and_loaded_bit_for_bit(kind: str, mixed: MixedLM, tmp_path: Path)
         cache = after(easydel.LlamaForCausalLM(config, rngs=nnx.Rngs(1)), IDS)
     elif kind == "encoder":
         cache = cache_of((LAYERS["encoder and decoder"],))
+    elif kind.startswith("latent"):
+        cache = cache_of((LAYERS[kind],))
     elif kind == "recurrent":
         cache = Cache.create((LAYERS["recurrent"],), 3, None, np.zeros(3, np.int32))
     elif kind == "bfloat16":

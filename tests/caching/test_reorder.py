@@ -14,6 +14,8 @@ from easydel.caching import (
     Cache,
     CrossAttentionCache,
     EncoderDecoderCache,
+    LatentCache,
+    QuantizedStates,
     RecurrentCache,
     SlidingCache,
     StackedCaches,
@@ -34,6 +36,8 @@ LAYERS: dict[str, Any] = {
     "sliding": SlidingCache(numbers(BATCH, 2, 2, 3), numbers(BATCH, 2, 2, 3), window=2),
     "recurrent": RecurrentCache(numbers(BATCH, 3, 6), numbers(BATCH, 2, 4, 5)),
     "encoder and decoder": EncoderDecoderCache(ATTENTION, CROSS),
+    "latent": LatentCache((numbers(BATCH, 4, 1, 7),)),
+    "latent int8": LatentCache(tuple(QuantizedStates.of(numbers(BATCH, 4, 1, size)) for size in (4, 3))),
 }
 
 

@@ -12,7 +12,7 @@ from easydel.training.logs import read_log
 from tests.distributed.launch import run
 from tests.distributed.models import opened_for_writing, shown
 
-# A rate at which training is stable: at 0.5 the loss rises again, and a rounding of 1e-7 grows to 1e-4 within five steps.
+# A rate at which training is stable: at 0.5 the loss rises again, and a rounding of 1e-7 grows to 1e-4 in five steps.
 FILE = """
 model:
   model_type: llama

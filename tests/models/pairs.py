@@ -154,9 +154,10 @@ class Pair:
 
 
 def randomise(model: torch.nn.Module, seed: int = 0, factors: Mapping[str, float] | None = None) -> None:
-    """Give every parameter numbers that matter, norms and biases included; `factors`: those of the family's entry."""
+    """Give all that is stored numbers that matter, norms and biases included; `factors`: of the family's entry."""
     generator = torch.Generator().manual_seed(seed)
     norms = {f"{name}.weight" for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
+    stored = model.state_dict()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -165,6 +166,9 @@ def randomise(model: torch.nn.Module, seed: int = 0, factors: Mapping[str, float
                 parameter.copy_(noise * 1.3 * parameter.shape[-1] ** -0.5)
             else:
                 parameter.copy_((1.0 if name in norms else 0.0) + 0.3 * noise)
+        for name, buffer in model.named_buffers():
+            if name in stored and buffer.is_floating_point():
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
 
 
 def build_hf(family: Family, task: str, config: dict[str, Any], seed: int = 0, attention: str = "eager") -> Any:

@@ -2,6 +2,7 @@
 
 from easydel.layers.attention.bias import AttentionBias, KeyBias, RelativePositions, alibi_slopes, counted
 from easydel.layers.attention.cross import CrossAttention
+from easydel.layers.attention.latent import LatentAttention
 from easydel.layers.attention.layer import Attention
 from easydel.layers.attention.mask import AttentionMask
 from easydel.layers.attention.mechanisms import attend
@@ -12,6 +13,7 @@ __all__ = [
     "AttentionMask",
     "CrossAttention",
     "KeyBias",
+    "LatentAttention",
     "RelativePositions",
     "alibi_slopes",
     "attend",

@@ -1,7 +1,7 @@
 """Ways to compute `softmax(q·k·scale + bias) · v`; all give the same numbers.
 
 Shapes: query `[batch, queries, heads, dim]`, key and value `[batch, keys, kv_heads, dim]`; `heads` is a multiple
-of `kv_heads` (grouped-query attention, arXiv:2305.13245).
+of `kv_heads` (grouped-query attention, arXiv:2305.13245). Values, and with them results, may have another `dim`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from easydel.sharding import constrain
 
 MAX_BLOCKS = 16
 """The blockwise mechanism makes its blocks larger rather than more of them: each is compiled on its own."""
+
+FUSED_DIM = 256
+"""The largest head that the fused kernel of a GPU takes."""
 
 Dropout = Callable[[jax.Array], jax.Array]
 
@@ -82,6 +85,7 @@ def attend(
     key, value = (constrain(x, "batch", None, "heads", None) for x in (key, value))
     if mechanism == "auto":
         plain = all(extra is None for extra in (softcap, bias, sinks, dropout))
+        plain &= query.shape[-1] == value.shape[-1] <= FUSED_DIM
         mechanism = _choose(query, mask, block_size, plain=plain)
         simple = mechanism == "vanilla" and bias is None and dropout is None and not return_weights
         of_products: dict[str, Any] = {"scale": scale, "softcap": softcap, "precision": precision}
@@ -205,13 +209,15 @@ def sdpa(
     only_causal = mask.causal and mask.window is None and mask.key_valid is None and mask.query_segments is None
     is_causal = only_causal and mask.offset is None
     queries, keys = range(query.shape[1]), range(key.shape[1])
+    dims = (query.shape[-1], value.shape[-1])
+    query, key, value = (_widened(x, max(dims)) for x in (query, key, value))  # it wants all alike
     visible = None if is_causal else mask.visible(queries, keys)
     added = None
     if bias is not None:  # cuDNN's takes none that is the same for all queries
         added = bias(mask, queries, keys).astype(query.dtype)
         added = jnp.broadcast_to(added, (*added.shape[:2], len(queries), len(keys)))
     with jax.default_matmul_precision(_precision_name(precision)):
-        return jax.nn.dot_product_attention(
+        out = jax.nn.dot_product_attention(
             query,
             key,
             value,
@@ -221,6 +227,12 @@ def sdpa(
             is_causal=is_causal,
             implementation="cudnn" if fused else "xla",
         )
+    return out if dims[0] == dims[1] else out[..., : dims[1]]
+
+
+def _widened(x: jax.Array, dim: int) -> jax.Array:
+    """Return heads `[…, dim]` with zeros behind what they have."""
+    return x if x.shape[-1] == dim else jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, dim - x.shape[-1])))
 
 
 def _precision_name(precision: Any) -> Any:

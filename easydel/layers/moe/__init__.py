@@ -2,6 +2,6 @@
 
 from easydel.layers.moe.experts import Experts
 from easydel.layers.moe.layer import SparseMoE
-from easydel.layers.moe.router import Router, Routing
+from easydel.layers.moe.router import CorrectedRouter, GroupLimitedRouter, Router, Routing
 
-__all__ = ["Experts", "Router", "Routing", "SparseMoE"]
+__all__ = ["CorrectedRouter", "Experts", "GroupLimitedRouter", "Router", "Routing", "SparseMoE"]

@@ -28,6 +28,7 @@ class SparseMoE(nnx.Module):
         jitter: in training, the input is multiplied by noise in `[1 - jitter, 1 + jitter]`.
         mechanism: how the experts are computed (`config.moe_mechanism`).
         init_stddev: of the initial weights.
+        shared_experts: a layer that every token goes to besides, what it gives is added; `None`: there is none.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class SparseMoE(nnx.Module):
         jitter: float = 0.0,
         mechanism: str = "auto",
         init_stddev: float = 0.02,
+        shared_experts: nnx.Module | None = None,
         rngs: nnx.Rngs,
         **options: Any,
     ) -> None:
@@ -52,6 +54,7 @@ class SparseMoE(nnx.Module):
         self.gate = make_router(hidden_size, num_experts, top_k=top_k, normalize=normalize, **options)
         options |= {"act": act, "combine": combine, "mechanism": mechanism}
         self.experts = Experts(hidden_size, intermediate_size, num_experts, **options)
+        self.shared_experts: Any = shared_experts
         self.jitter = Jitter(jitter, rngs=rngs) if jitter > 0 else None
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -59,4 +62,7 @@ class SparseMoE(nnx.Module):
         if self.jitter is not None:
             x = self.jitter(x)
         routing = self.gate(x)
-        return self.experts(x, routing), routing.logits
+        mixed = self.experts(x, routing)
+        if self.shared_experts is not None:
+            mixed = mixed + self.shared_experts(x)
+        return mixed, routing.logits

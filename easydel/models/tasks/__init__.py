@@ -11,7 +11,7 @@ from easydel.models.tasks.classification import (
 )
 from easydel.models.tasks.embedding import Embedding
 from easydel.models.tasks.masked_lm import MaskedLM
-from easydel.models.tasks.moe import MoECausalLM
+from easydel.models.tasks.moe import MoECausalLM, RoutedCausalLM
 from easydel.models.tasks.question_answering import QuestionAnswering
 from easydel.models.tasks.seq2seq import Seq2SeqLM
 from easydel.models.tasks.vocabulary import VocabularyTask
@@ -26,6 +26,7 @@ __all__ = [
     "MoECausalLM",
     "PooledClassifier",
     "QuestionAnswering",
+    "RoutedCausalLM",
     "Seq2SeqLM",
     "SequenceClassifier",
     "TaskModule",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from easydel.errors import UnsupportedError
 from easydel.loss import load_balancing_loss, router_z_loss
 from easydel.models.tasks.causal_lm import CausalLM
 from easydel.outputs import ModelOutput
@@ -34,3 +35,21 @@ class MoECausalLM(CausalLM):
             router_z_loss=router_z_loss(said, mask) if with_z else None,
             router_logits=said if asked else None,
         )
+
+
+class RoutedCausalLM(CausalLM):
+    """A `CausalLM` with experts that no balancing loss is known for: router logits are given if they are asked for.
+
+    The balancing loss is about the experts of the largest softmax, and others are chosen here.
+    """
+
+    def run(self, inputs: dict[str, Any], loss_config: Any) -> ModelOutput:
+        """Run the backbone and the head.
+
+        Raises:
+            UnsupportedError: `loss_config` weighs a balancing or z-loss.
+        """
+        for name in ("auxiliary_loss_coefficient", "router_z_loss_coefficient"):
+            if weight := getattr(loss_config, name, None):
+                raise UnsupportedError(f"{name}={weight} is not supported by {type(self).__name__}: leave it out")
+        return super().run(inputs, loss_config)
