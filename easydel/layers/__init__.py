@@ -3,6 +3,7 @@
 from easydel.layers.activations import activation
 from easydel.layers.attention import Attention, AttentionMask, CrossAttention, RelativePositions
 from easydel.layers.blocks import PreNormBlock, attention_fields, mlp_fields
+from easydel.layers.delta_net import GatedDeltaNet
 from easydel.layers.dropout import make_dropout
 from easydel.layers.embedding import Embed
 from easydel.layers.linear import Linear
@@ -20,6 +21,7 @@ __all__ = [
     "AttentionMask",
     "CrossAttention",
     "Embed",
+    "GatedDeltaNet",
     "GatedMLP",
     "GatedRMSNorm",
     "LayerInputs",
