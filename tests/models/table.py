@@ -128,13 +128,14 @@ def families() -> dict[str, Family]:
     from tests.models.dense_more import DENSE_MORE
     from tests.models.gemma import GEMMAS
     from tests.models.gpt2 import GPT2
+    from tests.models.hybrids import HYBRIDS
     from tests.models.llama import LLAMA
     from tests.models.mamba2 import MAMBA2
     from tests.models.mixtral import MIXTRAL
     from tests.models.mixtures import MIXTURES
     from tests.models.t5 import T5
 
-    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES)
+    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES, *HYBRIDS)
     return {family.name: family for family in (LLAMA, *varied, GPT2, MAMBA2, MIXTRAL, BERT, T5)}
 
 
