@@ -117,10 +117,10 @@ def test_inverse(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "segments", [None, np.array([[0] * 4 + [1] * 7, [0] * 9 + [1] * 2], np.int32)], ids=["one", "packed"]
+    "segments", [None, np.array([[0] * 3 + [1] * 4, [0] * 5 + [1] * 2], np.int32)], ids=["one", "packed"]
 )
 def test_gradients(segments: Any) -> None:
-    parts = {name: jnp.asarray(array) for name, array in draw(11).items()}
+    parts = {name: jnp.asarray(array) for name, array in draw(7).items()}
 
     def loss(run: Any, parts: dict[str, jax.Array]) -> jax.Array:
         y, state = run(parts)
@@ -141,4 +141,4 @@ def test_memory_grows_with_the_length_alone() -> None:
 
         return jax.jit(jax.grad(loss)).lower(parts).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporary(4096) < 2.1 * temporary(2048)
+    assert temporary(2048) < 2.1 * temporary(1024)
