@@ -2,6 +2,7 @@
 
 from easydel.caching.attention import AttentionCache
 from easydel.caching.cache import Cache, LayerCache, caching_layers
+from easydel.caching.combined import CombinedCache
 from easydel.caching.cross import CrossAttentionCache, EncoderDecoderCache
 from easydel.caching.latent import LatentCache
 from easydel.caching.quantized import QuantizedStates
@@ -12,6 +13,7 @@ from easydel.caching.stacked import StackedCaches
 __all__ = [
     "AttentionCache",
     "Cache",
+    "CombinedCache",
     "CrossAttentionCache",
     "EncoderDecoderCache",
     "LatentCache",

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 
 from easydel.caching.attention import AttentionCache
 from easydel.caching.cache import Cache
+from easydel.caching.combined import CombinedCache
 from easydel.caching.cross import CrossAttentionCache, EncoderDecoderCache
 from easydel.caching.latent import LatentCache
 from easydel.caching.quantized import QuantizedStates
@@ -27,7 +28,7 @@ ARRAYS, KINDS, FORMAT = "cache.safetensors", "cache.json", 1
 _KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        *(AttentionCache, Cache, CrossAttentionCache, EncoderDecoderCache),
+        *(AttentionCache, Cache, CombinedCache, CrossAttentionCache, EncoderDecoderCache),
         *(LatentCache, QuantizedStates, RecurrentCache, SlidingCache, StackedCaches),
     )
 }

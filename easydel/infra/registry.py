@@ -56,6 +56,7 @@ _ENCODER = (
     TaskType.EMBEDDING,
 )
 FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
+    "bamba": ("easydel.models.bamba", "Bamba", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "bart": (
         "easydel.models.bart",
         "Bart",
@@ -71,6 +72,7 @@ FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "ernie4_5": ("easydel.models.ernie4_5", "Ernie4_5", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "exaone4": ("easydel.models.exaone4", "Exaone4", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
     "falcon": ("easydel.models.falcon", "Falcon", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
+    "falcon_h1": ("easydel.models.falcon_h1", "FalconH1", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "gemma": ("easydel.models.gemma", "Gemma", _TAGGER),
     "gemma2": ("easydel.models.gemma2", "Gemma2", _DECODER),
     "gemma3_text": ("easydel.models.gemma3", "Gemma3Text", _DECODER),
@@ -102,6 +104,7 @@ FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "qwen2_moe": ("easydel.models.qwen2_moe", "Qwen2Moe", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
     "qwen3": ("easydel.models.qwen3", "Qwen3", _DECODER),
     "qwen3_moe": ("easydel.models.qwen3_moe", "Qwen3Moe", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
+    "qwen3_next": ("easydel.models.qwen3_next", "Qwen3Next", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
     "roberta": ("easydel.models.roberta", "Roberta", _ENCODER),
     "seed_oss": ("easydel.models.seed_oss", "SeedOss", (*_TAGGER, TaskType.QUESTION_ANSWERING)),
     "smollm3": ("easydel.models.smollm3", "SmolLM3", (*_TAGGER, TaskType.QUESTION_ANSWERING)),

@@ -13,6 +13,7 @@ from easydel.layers.attention import (
     counted,
 )
 from easydel.layers.blocks import PreNormBlock, SandwichBlock, attention_fields, head_size, latent_fields, mlp_fields
+from easydel.layers.delta_net import GatedDeltaNet
 from easydel.layers.dropout import make_dropout
 from easydel.layers.embedding import Embed
 from easydel.layers.linear import Linear
@@ -31,6 +32,7 @@ __all__ = [
     "AttentionMask",
     "CrossAttention",
     "Embed",
+    "GatedDeltaNet",
     "GatedMLP",
     "GatedRMSNorm",
     "HeadLayerNorm",

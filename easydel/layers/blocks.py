@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from easydel.errors import UnsupportedError
-from easydel.layers.attention import Attention, LatentAttention
+from easydel.layers.attention import Attention
 from easydel.layers.dropout import make_dropout
 from easydel.layers.mlp import MLP, GatedMLP
 from easydel.layers.moe import SparseMoE
@@ -22,13 +22,14 @@ class PreNormBlock(nnx.Module):
     """Attention and MLP, each behind a norm and around a residual; or both behind one norm and around one residual.
 
     Args:
-        attention: the attention layer.
+        attention: the attention layer, or another that mixes tokens.
         mlp: the feed-forward layer, or a mixture of experts.
         hidden_size: size of the residual stream.
         epsilon: of the norms.
         norm: makes a norm, `norm(hidden_size, epsilon=…, dtype=…, param_dtype=…)`.
         parallel: whether the MLP is given what attention is given, and both are added to the stream at once.
         two_norms: whether the MLP beside attention (`parallel`) has a norm of its own.
+        name: of the layer that mixes tokens, in the tree of parameters.
         residual_scale: what attention's and the MLP's results are multiplied by before they are added.
         dropout: rates of dropout on what attention and on what the MLP adds; off until `train()` or `rngs`.
         dtype: of the norms' results.
@@ -38,7 +39,7 @@ class PreNormBlock(nnx.Module):
 
     def __init__(
         self,
-        attention: Attention | LatentAttention,
+        attention: nnx.Module,
         mlp: MLP | GatedMLP | SparseMoE,
         *,
         hidden_size: int,
@@ -46,6 +47,7 @@ class PreNormBlock(nnx.Module):
         norm: Callable[..., nnx.Module] = RMSNorm,
         parallel: bool = False,
         two_norms: bool = False,
+        name: str = "self_attn",
         residual_scale: float = 1.0,
         dropout: tuple[float, float] = (0.0, 0.0),
         dtype: Any,
@@ -54,7 +56,8 @@ class PreNormBlock(nnx.Module):
     ) -> None:
         options = {"epsilon": epsilon, "dtype": dtype, "param_dtype": param_dtype}
         self.input_layernorm = norm(hidden_size, **options)
-        self.self_attn = attention
+        setattr(self, name, attention)
+        self.mixer_name = name
         self.post_attention_layernorm = None if parallel and not two_norms else norm(hidden_size, **options)
         self.parallel = parallel
         self.mlp = mlp
@@ -64,7 +67,7 @@ class PreNormBlock(nnx.Module):
     def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape, the updated cache, attention weights and router logits."""
         normed, before = self.input_layernorm(hidden), hidden
-        out = self.self_attn(normed, inputs, cache)
+        out = getattr(self, self.mixer_name)(normed, inputs, cache)
         hidden = hidden + self._added(out.hidden, self.attention_dropout)
         if self.post_attention_layernorm is not None:
             normed = self.post_attention_layernorm(before if self.parallel else hidden)

@@ -15,7 +15,7 @@ from easydel.sharding import constrain
 
 
 class GatedMLP(nnx.Module):
-    """`down(act(gate(x)) · up(x))` (arXiv:2002.05202); arguments as of `MLP`."""
+    """`down(act(gate_scale · gate(x)) · up(x))` (arXiv:2002.05202); arguments as of `MLP`."""
 
     def __init__(
         self,
@@ -24,6 +24,7 @@ class GatedMLP(nnx.Module):
         *,
         act: str,
         use_bias: bool = False,
+        gate_scale: float = 1.0,
         dropout: float = 0.0,
         init_stddev: Spread | Mapping[str, Spread] = 0.02,
         dtype: Any,
@@ -47,13 +48,13 @@ class GatedMLP(nnx.Module):
         self.gate_proj = linear("gate_proj", hidden_size, intermediate_size)
         self.up_proj = linear("up_proj", hidden_size, intermediate_size)
         self.down_proj = linear("down_proj", intermediate_size, hidden_size)
-        self.act = activation(act)
+        self.act, self.gate_scale = activation(act), gate_scale
         self.dropout = make_dropout(dropout, rngs) if dropout else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[batch, seq, hidden]` to the same shape."""
         gate, up = project(x, self.gate_proj, self.up_proj)
-        hidden = self.act(gate) * up
+        hidden = self.act(gate if self.gate_scale == 1.0 else gate * self.gate_scale) * up
         return self.down_proj(_dropped(self.dropout, constrain(hidden, "batch", "sequence", "mlp")))
 
 

@@ -146,6 +146,7 @@ class GatedRMSNorm(nnx.Module):
         features: size of the last axis.
         groups: how many groups it has; must divide it.
         epsilon: added to the mean square.
+        norm_first: whether the gate is applied to what is normed and scaled, and takes no part in the mean square.
         dtype: of the result.
         param_dtype: of the stored scale.
     """
@@ -156,16 +157,20 @@ class GatedRMSNorm(nnx.Module):
         *,
         groups: int,
         epsilon: float,
+        norm_first: bool = False,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
     ) -> None:
         self.scale = nnx.Param(jnp.ones((features,), param_dtype))
-        self.groups, self.epsilon = groups, epsilon
+        self.groups, self.epsilon, self.norm_first = groups, epsilon, norm_first
         self.dtype, self.param_dtype = dtype, param_dtype
 
     def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
-        """Gate, then normalise `[..., features]`."""
-        gated = x.astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))
-        grouped = gated.reshape(*gated.shape[:-1], self.groups, -1)
+        """Gate and normalise `[..., features]`."""
+        wide, gate = x.astype(jnp.float32), jax.nn.silu(gate.astype(jnp.float32))
+        if not self.norm_first:
+            wide = wide * gate
+        grouped = wide.reshape(*wide.shape[:-1], self.groups, -1)
         normed = grouped * jax.lax.rsqrt(jnp.mean(grouped * grouped, axis=-1, keepdims=True) + self.epsilon)
-        return (normed.reshape(gated.shape) * self.scale.get_value().astype(jnp.float32)).astype(self.dtype)
+        scaled = normed.reshape(wide.shape) * self.scale.get_value().astype(jnp.float32)
+        return (scaled * gate if self.norm_first else scaled).astype(self.dtype)

@@ -66,11 +66,11 @@ def ssd_scan(
     size = max(1, min(chunk_size, length))
     dt = _wide(dt)
     parts = _Chunk(
-        x=_chunked(_wide(x) * dt[..., None], size, groups),
-        log_decay=_chunked((dt * _wide(A))[..., None], size, groups)[..., 0],
-        B=_chunked(_wide(B), size, groups)[:, :, :, 0],
-        C=_chunked(_wide(C), size, groups)[:, :, :, 0],
-        segments=None if segments is None else _chunked(segments[..., None, None], size, 1)[:, :, 0, 0, :, 0],
+        x=chunked(_wide(x) * dt[..., None], size, groups),
+        log_decay=chunked((dt * _wide(A))[..., None], size, groups)[..., 0],
+        B=chunked(_wide(B), size, groups)[:, :, :, 0],
+        C=chunked(_wide(C), size, groups)[:, :, :, 0],
+        segments=None if segments is None else chunked(segments[..., None, None], size, 1)[:, :, 0, 0, :, 0],
     )
     first = (state.reshape(batch, groups, heads // groups, dim, -1), jnp.zeros((batch,), jnp.int32))
     body: Callable[..., Any] = jax.checkpoint(partial(_run_chunk, precision=precision), prevent_cse=False)
@@ -93,7 +93,7 @@ def _run_chunk(carry: tuple[jax.Array, jax.Array], chunk: _Chunk, *, precision: 
     """Take one chunk; the carry is the state `[batch, groups, heads of a group, dim, state_size]` and its segment."""
     einsum = partial(jnp.einsum, precision=precision)
     state, segment = carry
-    coarse, fine = _summed(chunk.log_decay)
+    coarse, fine = running_sums(chunk.log_decay)
     size = chunk.x.shape[-2]
 
     earlier = jnp.tril(jnp.ones((size, size), bool))
@@ -113,7 +113,7 @@ def _run_chunk(carry: tuple[jax.Array, jax.Array], chunk: _Chunk, *, precision: 
     return (state * from_start[..., -1, None, None] + written, segment), y
 
 
-def _summed(log_decay: jax.Array) -> tuple[jax.Array, jax.Array]:
+def running_sums(log_decay: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the running sums of the last axis in two parts, so that differences of large ones are exact.
 
     After a strong decay a single float32 sum is too large to hold the small decays that follow.
@@ -122,7 +122,7 @@ def _summed(log_decay: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.cumsum(coarse, axis=-1), jnp.cumsum(log_decay - coarse, axis=-1)
 
 
-def _chunked(array: jax.Array, size: int, groups: int) -> jax.Array:
+def chunked(array: jax.Array, size: int, groups: int) -> jax.Array:
     """Map `[batch, seq, heads, dim]` to `[chunks, batch, groups, heads / groups, size, dim]`, padded with its end."""
     batch, length, heads, dim = array.shape
     chunks = -(-length // size)

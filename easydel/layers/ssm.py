@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from easydel.caching import RecurrentCache
@@ -36,10 +37,15 @@ class StateSpaceMixer(nnx.Module):
         chunk_size: tokens that are computed at once; it changes the cost only.
         act: name of the activation after the convolution.
         use_bias: whether the projections have a bias.
+        out_bias: whether the output projection has one; `None`: as the other has.
         use_conv_bias: whether the convolution has one.
         epsilon: of the norm.
         time_step_limit: least and greatest time step.
-        time_step_init: least and greatest initial time step, and a floor under it.
+        norm: whether what comes out is normed; if not, it is only multiplied by the gate's `silu`.
+        norm_first: whether the norm comes before the gate.
+        multipliers: what the projected gate, x, B, C and time steps are multiplied by; `None`: nothing.
+        time_step_init: least and greatest initial time step, and a floor under it; `None`: the time steps' biases begin
+            at one, and convolution and output projection as the input projection does, not as torch's.
         out_scale: variance of the output's initial weights, relative to that of torch's linear layers.
         init_stddev: of the input projection's initial weights.
 
@@ -62,7 +68,11 @@ class StateSpaceMixer(nnx.Module):
         use_conv_bias: bool,
         epsilon: float,
         time_step_limit: Sequence[float],
-        time_step_init: tuple[float, float, float],
+        time_step_init: tuple[float, float, float] | None,
+        out_bias: bool | None = None,
+        norm: bool = True,
+        norm_first: bool = False,
+        multipliers: Sequence[float] | None = None,
         out_scale: float = 1.0,
         init_stddev: float = 0.02,
         dtype: Any,
@@ -76,12 +86,15 @@ class StateSpaceMixer(nnx.Module):
             )
         inner, channels = num_heads * head_dim, num_heads * head_dim + 2 * num_groups * state_size
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-        options: dict[str, Any] = {"use_bias": use_bias, "precision": precision, "rngs": rngs, **dtypes}
+        options: dict[str, Any] = {"precision": precision, "rngs": rngs, **dtypes}
+        normal = normal_init(init_stddev)
+        conv_init, out_init = (_torch_init(), _torch_init(out_scale)) if time_step_init else (normal, normal)
         self.in_proj = Linear(
             hidden_size,
             inner + channels + num_heads,
             roles=(None, "mlp"),
-            kernel_init=normal_init(init_stddev),
+            use_bias=use_bias,
+            kernel_init=normal,
             **options,
         )
         self.conv1d = nnx.Conv(
@@ -91,19 +104,23 @@ class StateSpaceMixer(nnx.Module):
             feature_group_count=channels,
             padding="CAUSAL",
             use_bias=use_conv_bias,
-            kernel_init=_torch_init(),
+            kernel_init=conv_init,
             rngs=rngs,
             **dtypes,
         )
-        self.dt_bias = nnx.Param(_initial_time_steps(rngs.params(), num_heads, *time_step_init).astype(param_dtype))
+        steps = _initial_time_steps(rngs.params(), num_heads, *time_step_init) if time_step_init else None
+        self.dt_bias = nnx.Param((jnp.ones((num_heads,)) if steps is None else steps).astype(param_dtype))
         self.A_log = nnx.Param(jnp.log(jnp.arange(1, num_heads + 1, dtype=jnp.float32)).astype(param_dtype))
         self.D = nnx.Param(jnp.ones((num_heads,), param_dtype))
-        self.norm = GatedRMSNorm(inner, groups=num_groups, epsilon=epsilon, **dtypes)
-        self.out_proj = Linear(inner, hidden_size, roles=("mlp", None), kernel_init=_torch_init(out_scale), **options)
+        if norm:
+            self.norm = GatedRMSNorm(inner, groups=num_groups, epsilon=epsilon, norm_first=norm_first, **dtypes)
+        options |= {"use_bias": use_bias if out_bias is None else out_bias, "kernel_init": out_init}
+        self.out_proj = Linear(inner, hidden_size, roles=("mlp", None), **options)
         self.num_heads, self.head_dim, self.state_size, self.num_groups = num_heads, head_dim, state_size, num_groups
         self.conv_kernel, self.chunk_size, self.act = conv_kernel, chunk_size, activation(act)
         self.time_step_limit, self.precision = tuple(time_step_limit), precision
-        self.inner, self.channels = inner, channels
+        self.inner, self.channels, self.has_norm = inner, channels, norm
+        self.multipliers = None if multipliers is None or set(multipliers) == {1.0} else tuple(multipliers)
 
     def init_cache(self, batch_size: int, max_length: int, dtype: Any) -> RecurrentCache:
         """Make this layer's empty cache, of one size for any `max_length`."""
@@ -115,7 +132,7 @@ class StateSpaceMixer(nnx.Module):
         """Map `[batch, seq, hidden]` to the same shape and the updated cache."""
         # The state goes from token to token: a mesh that splits the sequence does not help here.
         hidden = constrain(hidden, "batch", None, None)
-        gate, mixed, steps = _cut(self.in_proj(hidden), self.inner, self.inner + self.channels)
+        gate, mixed, steps = _cut(self._multiplied(self.in_proj(hidden)), self.inner, self.inner + self.channels)
         steps = jax.nn.softplus(steps.astype(jnp.float32) + self.dt_bias.get_value().astype(jnp.float32))
         steps = constrain(jnp.clip(steps, *self.time_step_limit), "batch", None, "heads")
         places = Places.of(inputs.tokens, inputs.mask.query_segments)
@@ -128,8 +145,21 @@ class StateSpaceMixer(nnx.Module):
         y, state = self._mixed(x, steps, B, C, start.state, places.segments)
         y += self.D.get_value().astype(jnp.float32)[:, None] * x
         y = constrain(places.scatter(y.reshape(*hidden.shape[:2], -1)), "batch", None, "heads")
-        out = self.out_proj(self.norm(y, gate))
+        out = self.out_proj(self._gated(y, gate))
         return LayerOutput(out, None if cache is None else cache.advance(mixed, places.count, state))
+
+    def _multiplied(self, projected: jax.Array) -> jax.Array:
+        """Multiply what was projected, `[batch, seq, features]`, part by part."""
+        if self.multipliers is None:
+            return projected
+        states = self.num_groups * self.state_size
+        sizes = (self.inner, self.inner, states, states, self.num_heads)
+        return projected * jnp.asarray(np.repeat(np.asarray(self.multipliers, np.float32), sizes), projected.dtype)
+
+    def _gated(self, y: jax.Array, gate: jax.Array) -> jax.Array:
+        if self.has_norm:
+            return self.norm(y, gate)
+        return (y * jax.nn.silu(gate.astype(jnp.float32))).astype(gate.dtype)
 
     def _mixed(self, x: Any, steps: Any, B: Any, C: Any, state: Any, segments: Any) -> tuple[jax.Array, jax.Array]:
         A = -jnp.exp(self.A_log.get_value().astype(jnp.float32))

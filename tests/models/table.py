@@ -145,6 +145,7 @@ def families() -> dict[str, Family]:
     from tests.models.encoders import ENCODERS
     from tests.models.gemma import GEMMAS
     from tests.models.gpt2 import GPT2
+    from tests.models.hybrids import HYBRIDS
     from tests.models.latent import LATENT
     from tests.models.llama import LLAMA
     from tests.models.mamba2 import MAMBA2
@@ -153,7 +154,7 @@ def families() -> dict[str, Family]:
     from tests.models.older import OLDER
     from tests.models.t5 import T5
 
-    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES, *DENSE_NEW, *OLDER, *DENSE_MID, *LATENT)
+    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES, *DENSE_NEW, *OLDER, *DENSE_MID, *LATENT, *HYBRIDS)
     return {family.name: family for family in (LLAMA, *varied, GPT2, MAMBA2, MIXTRAL, BERT, T5, *ENCODERS, BART)}
 
 

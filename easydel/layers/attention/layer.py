@@ -41,6 +41,8 @@ class Attention(nnx.Module):
             token as one vector, `[batch, seq, heads * head_dim]`.
         clip: queries, keys and values are cut to `[-clip, clip]` before they are rotated; `None`: they are not.
         sinks: whether each query head has a learned logit that takes part in the softmax and stands for no token.
+        gated: whether each head's result is multiplied by the sigmoid of a gate, one for each of its features, that
+            `q_proj` gives behind the head's query.
         rotates: whether queries and keys are rotated where the model has rotary positions.
         interleaved: whether neighbouring features turn together, and not those half a head apart.
         mechanism: how attention is computed (`config.attn_mechanism`).
@@ -69,6 +71,7 @@ class Attention(nnx.Module):
         norm_per_head: bool = True,
         clip: float | None = None,
         sinks: bool = False,
+        gated: bool = False,
         rotates: bool = True,
         interleaved: bool = False,
         mechanism: str = "auto",
@@ -99,7 +102,7 @@ class Attention(nnx.Module):
                 rngs=rngs,
             )
 
-        self.q_proj = linear("q_proj", hidden_size, num_heads * head_dim, qkv_bias)
+        self.q_proj = linear("q_proj", hidden_size, num_heads * head_dim * (2 if gated else 1), qkv_bias)
         self.k_proj = linear("k_proj", hidden_size, num_kv_heads * head_dim, qkv_bias)
         self.v_proj = linear("v_proj", hidden_size, num_kv_heads * head_dim, qkv_bias)
         self.o_proj = linear("o_proj", num_heads * head_dim, hidden_size, out_bias)
@@ -110,7 +113,7 @@ class Attention(nnx.Module):
         if sinks:
             initial = normal_init(stddev_of(init_stddev, "sinks"))
             self.sinks = nnx.Param(initial(rngs.params(), (num_heads,), param_dtype))
-        self.clip, self.has_sinks, self.interleaved = clip, sinks, interleaved
+        self.clip, self.has_sinks, self.interleaved, self.gated = clip, sinks, interleaved, gated
         self.dropout = nnx.Dropout(dropout, deterministic=True, rngs=rngs) if dropout else None
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.scale = head_dim**-0.5 if scale is None else scale
@@ -128,15 +131,22 @@ class Attention(nnx.Module):
     def __call__(self, hidden: jax.Array, inputs: LayerInputs, cache: Any) -> LayerOutput:
         """Map `[batch, seq, hidden]` to the same shape, the updated cache and (if asked for) the weights."""
         projected = project(hidden, self.q_proj, self.k_proj, self.v_proj)
-        query, key, value = self._queries(projected[0]), *self._keys_values(*projected[1:])
+        queries, gate = self._parted(projected[0]) if self.gated else (projected[0], None)
+        query, key, value = self._queries(queries), *self._keys_values(*projected[1:])
         if inputs.rotary is not None and self.rotates:
             query, key = (rotate(x, *inputs.rotary, interleaved=self.interleaved) for x in (query, key))
         mask = inputs.mask if self.causal else replace(inputs.mask, causal=False)
         if cache is not None:
             cache, key, value, mask = cache.extend(key, value, mask)
         mask = mask.with_window(self.window)
-        out, weights = self._attend(query, key, value, mask, inputs.output_attentions, inputs.bias)
+        out, weights = self._attend(query, key, value, mask, inputs.output_attentions, inputs.bias, gate)
         return LayerOutput(out, cache, weights)
+
+    def _parted(self, projected: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the queries and the gates of all heads, `[batch, seq, heads * head_dim]`."""
+        heads = projected.reshape(*projected.shape[:2], self.num_heads, 2 * self.head_dim)
+        query, gate = jnp.split(constrain(heads, "batch", "sequence", "heads", None), 2, axis=-1)
+        return query.reshape(*projected.shape[:2], -1), gate.reshape(*projected.shape[:2], -1)
 
     def _queries(self, projected: jax.Array) -> jax.Array:
         """Return the queries, `[batch, seq, heads, head_dim]`, not rotated yet."""
@@ -167,6 +177,7 @@ class Attention(nnx.Module):
         mask: AttentionMask,
         return_weights: bool,
         bias: AttentionBias | None = None,
+        gate: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Return the projected result, `[batch, seq, hidden]`, and (if asked for) the weights."""
         active = self.dropout is not None and not self.dropout.deterministic
@@ -185,4 +196,5 @@ class Attention(nnx.Module):
             dropout=self.dropout if active else None,
             return_weights=return_weights,
         )
-        return self.o_proj(out.reshape(*query.shape[:2], -1)), weights
+        out = out.reshape(*query.shape[:2], -1)
+        return self.o_proj(out if gate is None else out * jax.nn.sigmoid(gate)), weights
