@@ -11,6 +11,7 @@ from easydel.layers.moe import SparseMoE
 from easydel.layers.norms import GatedRMSNorm, RMSNorm, layer_norm
 from easydel.layers.rotary import RotaryByKind, RotaryEmbedding
 from easydel.layers.scan import ScannedLayers, make_layers
+from easydel.layers.selective import SelectiveMixer
 from easydel.layers.ssm import StateSpaceMixer
 from easydel.layers.stack import LayerInputs, LayerOutput, LayerStack
 
@@ -32,6 +33,7 @@ __all__ = [
     "RotaryByKind",
     "RotaryEmbedding",
     "ScannedLayers",
+    "SelectiveMixer",
     "SparseMoE",
     "StateSpaceMixer",
     "activation",

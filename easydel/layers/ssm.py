@@ -91,15 +91,15 @@ class StateSpaceMixer(nnx.Module):
             feature_group_count=channels,
             padding="CAUSAL",
             use_bias=use_conv_bias,
-            kernel_init=_torch_init(),
+            kernel_init=torch_init(),
             rngs=rngs,
             **dtypes,
         )
-        self.dt_bias = nnx.Param(_initial_time_steps(rngs.params(), num_heads, *time_step_init).astype(param_dtype))
+        self.dt_bias = nnx.Param(initial_time_steps(rngs.params(), num_heads, *time_step_init).astype(param_dtype))
         self.A_log = nnx.Param(jnp.log(jnp.arange(1, num_heads + 1, dtype=jnp.float32)).astype(param_dtype))
         self.D = nnx.Param(jnp.ones((num_heads,), param_dtype))
         self.norm = GatedRMSNorm(inner, groups=num_groups, epsilon=epsilon, **dtypes)
-        self.out_proj = Linear(inner, hidden_size, roles=("mlp", None), kernel_init=_torch_init(out_scale), **options)
+        self.out_proj = Linear(inner, hidden_size, roles=("mlp", None), kernel_init=torch_init(out_scale), **options)
         self.num_heads, self.head_dim, self.state_size, self.num_groups = num_heads, head_dim, state_size, num_groups
         self.conv_kernel, self.chunk_size, self.act = conv_kernel, chunk_size, activation(act)
         self.time_step_limit, self.precision = tuple(time_step_limit), precision
@@ -190,12 +190,12 @@ def causal_conv(
     return total
 
 
-def _torch_init(scale: float = 1.0) -> jax.nn.initializers.Initializer:
+def torch_init(scale: float = 1.0) -> jax.nn.initializers.Initializer:
     """Return torch's own initializer of linear layers and convolutions: uniform in ±1/√fan_in, times √scale."""
     return jax.nn.initializers.variance_scaling(scale / 3, "fan_in", "uniform")
 
 
-def _initial_time_steps(key: jax.Array, heads: int, least: float, greatest: float, floor: float) -> jax.Array:
+def initial_time_steps(key: jax.Array, heads: int, least: float, greatest: float, floor: float) -> jax.Array:
     """Return biases whose softplus is log-uniform between `least` and `greatest`, but not below `floor`."""
     logarithm = jax.random.uniform(key, (heads,), minval=math.log(least), maxval=math.log(greatest))
     steps = jnp.maximum(jnp.exp(logarithm), floor)
