@@ -97,8 +97,8 @@ def test_outputs_and_gradients_of_segments(packed: bool, in_parallel: bool) -> N
     def scan(**parts: Any) -> Any:
         return selective_scan(**parts, chunk_size=4, in_parallel=in_parallel)
 
-    got, outputs = jax.grad(lambda p: loss(scan, p), has_aux=True)(parts)
-    want = jax.grad(lambda p: loss(lambda **q: by_token(**q, xp=jnp), p)[0])(parts)
+    got, outputs = jax.jit(jax.grad(lambda p: loss(scan, p), has_aux=True))(parts)
+    want = jax.jit(jax.grad(lambda p: loss(lambda **q: by_token(**q, xp=jnp), p)[0]))(parts)
     for name in parts:
         np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=1e-4, err_msg=name)
     for one, other in zip(outputs, exact(draw(11), segments), strict=True):
