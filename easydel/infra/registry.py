@@ -57,6 +57,7 @@ _ENCODER = (
 )
 FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "bert": ("easydel.models.bert", "Bert", _ENCODER),
+    "falcon_mamba": ("easydel.models.falcon_mamba", "FalconMamba", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "gemma": ("easydel.models.gemma", "Gemma", _TAGGER),
     "gemma2": ("easydel.models.gemma2", "Gemma2", _DECODER),
     "gemma3_text": ("easydel.models.gemma3", "Gemma3Text", _DECODER),
