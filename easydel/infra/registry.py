@@ -65,6 +65,7 @@ FAMILIES: dict[str, tuple[str, str, tuple[TaskType, ...]]] = {
     "gpt_oss": ("easydel.models.gpt_oss", "GptOss", _TAGGER),
     "granite": ("easydel.models.granite", "Granite", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "granitemoe": ("easydel.models.granitemoe", "GraniteMoe", (TaskType.BASE, TaskType.CAUSAL_LM)),
+    "jamba": ("easydel.models.jamba", "Jamba", _DECODER),
     "llama": ("easydel.models.llama", "Llama", _DECODER),
     "mamba": ("easydel.models.mamba", "Mamba", (TaskType.BASE, TaskType.CAUSAL_LM)),
     "mamba2": ("easydel.models.mamba2", "Mamba2", (TaskType.BASE, TaskType.CAUSAL_LM)),
