@@ -132,9 +132,10 @@ def families() -> dict[str, Family]:
     from tests.models.mamba2 import MAMBA2
     from tests.models.mixtral import MIXTRAL
     from tests.models.mixtures import MIXTURES
+    from tests.models.selective import SELECTIVES
     from tests.models.t5 import T5
 
-    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES)
+    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES, *SELECTIVES)
     return {family.name: family for family in (LLAMA, *varied, GPT2, MAMBA2, MIXTRAL, BERT, T5)}
 
 
