@@ -22,6 +22,7 @@ from easydel.layers.moe import SparseMoE
 from easydel.layers.norms import GatedRMSNorm, HeadLayerNorm, OffsetLayerNorm, RMSNorm, layer_norm
 from easydel.layers.rotary import RotaryByKind, RotaryEmbedding
 from easydel.layers.scan import ScannedLayers, make_layers
+from easydel.layers.selective import SelectiveMixer
 from easydel.layers.ssm import StateSpaceMixer
 from easydel.layers.stack import LayerInputs, LayerOutput, LayerStack
 
@@ -50,6 +51,7 @@ __all__ = [
     "RotaryEmbedding",
     "SandwichBlock",
     "ScannedLayers",
+    "SelectiveMixer",
     "SparseMoE",
     "StateSpaceMixer",
     "activation",

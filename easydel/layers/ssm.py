@@ -88,7 +88,7 @@ class StateSpaceMixer(nnx.Module):
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
         options: dict[str, Any] = {"precision": precision, "rngs": rngs, **dtypes}
         normal = normal_init(init_stddev)
-        conv_init, out_init = (_torch_init(), _torch_init(out_scale)) if time_step_init else (normal, normal)
+        conv_init, out_init = (torch_init(), torch_init(out_scale)) if time_step_init else (normal, normal)
         self.in_proj = Linear(
             hidden_size,
             inner + channels + num_heads,
@@ -108,7 +108,7 @@ class StateSpaceMixer(nnx.Module):
             rngs=rngs,
             **dtypes,
         )
-        steps = _initial_time_steps(rngs.params(), num_heads, *time_step_init) if time_step_init else None
+        steps = initial_time_steps(rngs.params(), num_heads, *time_step_init) if time_step_init else None
         self.dt_bias = nnx.Param((jnp.ones((num_heads,)) if steps is None else steps).astype(param_dtype))
         self.A_log = nnx.Param(jnp.log(jnp.arange(1, num_heads + 1, dtype=jnp.float32)).astype(param_dtype))
         self.D = nnx.Param(jnp.ones((num_heads,), param_dtype))
@@ -220,12 +220,12 @@ def causal_conv(
     return total
 
 
-def _torch_init(scale: float = 1.0) -> jax.nn.initializers.Initializer:
+def torch_init(scale: float = 1.0) -> jax.nn.initializers.Initializer:
     """Return torch's own initializer of linear layers and convolutions: uniform in ±1/√fan_in, times √scale."""
     return jax.nn.initializers.variance_scaling(scale / 3, "fan_in", "uniform")
 
 
-def _initial_time_steps(key: jax.Array, heads: int, least: float, greatest: float, floor: float) -> jax.Array:
+def initial_time_steps(key: jax.Array, heads: int, least: float, greatest: float, floor: float) -> jax.Array:
     """Return biases whose softplus is log-uniform between `least` and `greatest`, but not below `floor`."""
     logarithm = jax.random.uniform(key, (heads,), minval=math.log(least), maxval=math.log(greatest))
     steps = jnp.maximum(jnp.exp(logarithm), floor)

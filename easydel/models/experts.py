@@ -133,20 +133,21 @@ GATE, UP, DOWN = (f"mlp/experts/{name}_proj/kernel" for name in ("gate", "up", "
 
 
 def expert_weights(
-    files: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"), module: str = "mlp"
+    files: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"), module: str = "mlp", memory: str = "mlp"
 ) -> tuple[WeightRule, ...]:
     """Return the rules of experts that files hold one by one, and transformers' model in memory stacked and fused.
 
     Args:
         files: names of gate, up and down in files.
         module: what the mixture is called there.
+        memory: what transformers' model calls it.
     """
     start = f"{module}.experts.{{e}}."
     one_by_one = (
         WeightRule(f"{start}{name}.weight", kernel, Stack(TRANSPOSE), form="file")
         for name, kernel in zip(files, (GATE, UP, DOWN), strict=True)
     )
-    return (*one_by_one, *fused_experts("mlp.experts.gate_up_proj", "mlp.experts.down_proj", form="memory"))
+    return (*one_by_one, *fused_experts(f"{memory}.experts.gate_up_proj", f"{memory}.experts.down_proj", form="memory"))
 
 
 def fused_experts(gate_up: str, down: str, form: str | None = None) -> tuple[WeightRule, ...]:

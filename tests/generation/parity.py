@@ -37,7 +37,7 @@ def ours(case: Pair, ids: np.ndarray, **options: Any) -> Any:
 def theirs(case: Pair, ids: np.ndarray, **options: Any) -> Any:
     """Return what transformers makes of them."""
     options = {"max_new_tokens": STEPS, "pad_token_id": PAD, "do_sample": False, "num_beams": 1} | options
-    if case.family.name == "mamba2" and options["num_beams"] > 1:
+    if case.family.name in ("mamba", "falcon_mamba", "mamba2") and options["num_beams"] > 1:
         options["use_cache"] = False  # transformers does not reorder its cache
     inputs = as_torch({"input_ids": ids, "attention_mask": np.ones_like(ids)})
     flags = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}

@@ -25,7 +25,13 @@ TIED = next(v.name for v in FAMILIES["llama"].variants if v.config.get("tie_word
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 # What PEFT adapts of each family: not Mamba's out_proj, which it refuses, nor routers, which have no adapters here.
 _MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "phimoe", "gpt_oss")
-TARGETS: dict[str, Any] = {"mamba2": ["in_proj"], **{family: ["q_proj", "o_proj"] for family in _MIXTURES}}
+TARGETS: dict[str, Any] = {
+    "mamba2": ["in_proj"],
+    "mamba": ["in_proj", "x_proj"],
+    "falcon_mamba": ["in_proj", "x_proj"],
+    "jamba": ["in_proj", "x_proj", "out_proj", "q_proj"],
+    **{family: ["q_proj", "o_proj"] for family in _MIXTURES},
+}
 OPTIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dora, rslora": ("llama", "", {"target_modules": QV, "use_dora": True, "use_rslora": True}),
     "patterns": (

@@ -35,7 +35,7 @@ class Changes:
         return pair(self.family, self.variant, **self.of(group))
 
     def inputs(self) -> dict[str, Any]:
-        """Return what the models are given: tokens that every config knows."""
+        """Return what the models are given: tokens that the unchanged config knows."""
         plain = pair(self.family, self.variant)
         ids = plain.ids(2, 40)
         ids[:, 5] = 3

@@ -152,9 +152,10 @@ def families() -> dict[str, Family]:
     from tests.models.mixtral import MIXTRAL
     from tests.models.mixtures import MIXTURES
     from tests.models.older import OLDER
+    from tests.models.selective import SELECTIVES
     from tests.models.t5 import T5
 
-    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES, *DENSE_NEW, *OLDER, *DENSE_MID, *LATENT, *HYBRIDS)
+    varied = (*DENSE, *DENSE_MORE, *GEMMAS, *MIXTURES, *DENSE_NEW, *OLDER, *DENSE_MID, *LATENT, *HYBRIDS, *SELECTIVES)
     return {family.name: family for family in (LLAMA, *varied, GPT2, MAMBA2, MIXTRAL, BERT, T5, *ENCODERS, BART)}
 
 

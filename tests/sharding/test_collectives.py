@@ -46,9 +46,9 @@ def test_dp_forward_sends_nothing(family: str) -> None:
 @pytest.mark.parametrize(
     ("family", "fields", "sums"),
     # Each layer sums after attention and after the MLP; T5's decoder also after attention to the encoder. Mamba 2 has
-    # one product to sum, and its norm a mean over features that are split between groups.
+    # one product to sum, and its norm a mean over features that are split between groups; Mamba two products.
     [("llama", FOUR_KV_HEADS, 2), ("gpt2", (), 2), ("mixtral", FOUR_KV_HEADS, 2), ("bert", (), 2), ("t5", (), 5),
-     ("mamba2", (), 2)],
+     ("mamba2", (), 2), ("mamba", (), 2)],
 )  # fmt: skip
 def test_tp_forward_sums_twice_a_layer(family: str, fields: tuple, sums: int) -> None:
     found = program(family, TP, "forward", fields=fields)
