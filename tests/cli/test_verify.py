@@ -87,14 +87,14 @@ def test_what_is_equal_is_called_equal(checkpoint, family, parts):
 @pytest.mark.parametrize(
     ("family", "path", "name"),
     [
-        ("llama", "model/layers/1/mlp/up_proj/kernel", "model.layers.1.mlp.up_proj"),
         ("qwen3", "model/layers/1/self_attn/q_norm/scale", "model.layers.1.self_attn.q_norm"),
         ("mixtral", "model/layers/1/mlp/experts/up_proj/kernel", "model.layers.1.mlp.experts"),
-        ("bert", "bert/layers/1/mlp/down_proj/kernel", "bert.encoder.layer.1.output.dense"),
         ("bert", "bert/embed_positions/embedding", "bert.embeddings.position_embeddings"),
         ("gpt2", "transformer/layers/1/self_attn/k_proj/kernel", "transformer.h.1.attn"),
         ("mamba2", "backbone/layers/1/mixer/A_log", "backbone.layers.1.mixer"),
         ("t5", "model/decoder/layers/1/cross_attn/v_proj/kernel", "decoder.block.1.layer.1.EncDecAttention.v"),
+        # The first layer holds the table of all layers' positions, which is no module of the layer here.
+        ("t5", "model/encoder/relative_attention_bias/embedding", "encoder.block.0.layer.0.SelfAttention"),
         ("llama", "model/norm/scale", "model.norm"),
         ("llama", "lm_head/kernel", "lm_head"),
     ],
