@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,7 +71,6 @@ def verify(
     directory = resolve_checkpoint(pretrained_model_name_or_path, revision=revision)
     choice = choose_classes(directory, task)
     inputs, calls, outputs, held = _run_ours(choice.ours, directory, dtype, batch, length, seed or 0, text)
-    gc.collect()  # modules refer to each other in circles: without this the model would stay
     theirs, their_outputs, tensors = run_reference(load_reference(choice.theirs, directory, dtype), inputs)
     names = match_modules(
         {path: sets for path, sets in held.items() if path in calls},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +136,7 @@ def test_the_command_prints_a_table_and_the_verdict(checkpoint):
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     assert lines[0] == "LlamaForCausalLM in float32, 2 × 16 tokens"
     assert lines[-1].startswith("equal: largest relative error ")
-    assert lines[-1].endswith(" (allowed 1e-04)")
+    assert lines[-1].endswith(" (allowed 0.0001)")
     assert sum(line.endswith("  equal") for line in lines) == 5
     assert result.stderr == ""
 
@@ -163,6 +164,24 @@ def test_numbers_that_are_not_finite_differ_even_if_both_sides_have_them(checkpo
     assert found["first"]["name"] == "model.layers.1.mlp.down_proj"
     assert (found["first"]["error"], found["first"]["note"], found["equal"]) == (None, "not finite", False)
     assert found["verdict"] == "differs first at model.layers.1.mlp.down_proj: not finite"
+
+
+def test_one_model_is_in_memory_at_a_time(checkpoint, monkeypatch):
+    ours, alive = [], []
+    run_recorded, load_reference = recording.run_recorded, reference.load_reference
+
+    def running(model, inputs):
+        ours.extend(weakref.ref(x) for x in (model, *jax.tree.leaves(model.params)))
+        return run_recorded(model, inputs)
+
+    def loading(*arguments):
+        alive.extend(ref() is not None for ref in ours)
+        return load_reference(*arguments)
+
+    monkeypatch.setattr(recording, "run_recorded", running)
+    monkeypatch.setattr(reference, "load_reference", loading)
+    assert easydel.verify(checkpoint("llama")).equal
+    assert alive == [False] * 22  # the model and its 21 parameters
 
 
 def test_bfloat16_has_a_tolerance_of_its_own(checkpoint):
