@@ -222,7 +222,9 @@ def verify_checkpoint(
         float | None,
         typer.Option(min=0.0, help="Largest relative error allowed; without it 1e-4, in bfloat16 5e-2."),
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Rows of random tokens, 2 by default; the last of several is padded.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Rows of random tokens, 2 by default; the last of several is padded.")
+    ] = None,
     length: Annotated[int | None, typer.Option(min=1, help="Tokens of a row, 16 by default.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the random tokens, 0 by default.")] = None,
     text: Annotated[str | None, typer.Option(help="Compare on this text, with the checkpoint's tokenizer.")] = None,

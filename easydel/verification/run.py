@@ -110,12 +110,17 @@ def _compared(
     comparison: Comparison, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
 ) -> tuple[tuple[Part, ...], tuple[Part, ...], Part | None]:
     """Return all parts, what is inside the first that differs, and where it begins."""
+    from easydel.errors import UnsupportedError
     from easydel.verification.compare import first_inside
+    from easydel.verification.matching import is_layer
 
-    stages = comparison.stages()
-    last = stages[-1][0] if stages else -1.0
-    end = len(comparison.theirs)
-    stages += [(end, comparison.part(name, "", ours[name], theirs[name])) for name in theirs if name in ours]
+    stages, common = comparison.stages(), [name for name in theirs if name in ours]
+    lost = [path for path in comparison.ours if is_layer(path) and path not in comparison.names]
+    if lost or not stages or not common:  # nothing is called equal that was not compared
+        what = ", ".join(lost[:5]) or ("any layer" if not stages else f"any of {', '.join(theirs)} in what is returned")
+        raise UnsupportedError(f"comparing this model is not supported: the two libraries do not both have {what}")
+    last, end = stages[-1][0], len(comparison.theirs)
+    stages += [(end, comparison.part(name, "", ours[name], theirs[name])) for name in common]
     parts, after = tuple(part for _, part in stages), -1.0
     for time, part in stages:
         if not part.agrees:

@@ -20,7 +20,7 @@ import easydel
 from easydel.assets import embedded_model_path
 from easydel.cli.app import app
 from easydel.paths import named_variables
-from easydel.verification import recording, reference
+from easydel.verification import matching, recording, reference
 from tests.models.pairs import build_hf, write
 from tests.models.table import FAMILIES
 
@@ -182,6 +182,15 @@ def test_one_model_is_in_memory_at_a_time(checkpoint, monkeypatch):
     monkeypatch.setattr(reference, "load_reference", loading)
     assert easydel.verify(checkpoint("llama")).equal
     assert alive == [False] * 22  # the model and its 21 parameters
+
+
+def test_a_layer_without_a_counterpart_is_no_agreement(checkpoint, monkeypatch):
+    match = matching.match_modules
+    without = lambda *held: {path: name for path, name in match(*held).items() if not path.endswith("layers/1")}  # noqa: E731
+    monkeypatch.setattr(matching, "match_modules", without)
+    result = run(checkpoint("llama"))
+    assert result.exit_code == 1
+    assert "do not both have model/layers/1" in result.stderr
 
 
 def test_bfloat16_has_a_tolerance_of_its_own(checkpoint):
