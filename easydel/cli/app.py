@@ -215,16 +215,18 @@ def verify_checkpoint(
     model: Annotated[str, typer.Argument(metavar="DIR_OR_ID", help="Folder or Hub id of a checkpoint.")],
     task: Annotated[
         str | None,
-        typer.Option(callback=_task, help="Such as causal-lm [default: that of the config's architectures]."),
+        typer.Option(callback=_task, help="Such as causal-lm; without it that of the config's architectures."),
     ] = None,
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Both compute in this.")] = "float32",
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Largest relative error allowed [default: 1e-4, in bfloat16 5e-2]."),
+        typer.Option(min=0.0, help="Largest relative error allowed; without it 1e-4, in bfloat16 5e-2."),
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Rows of random tokens; the last is padded.")] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="Tokens of a row.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the random tokens.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Rows of random tokens, 2 by default; the last of several is padded.")
+    ] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens of a row, 16 by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the random tokens, 0 by default.")] = None,
     text: Annotated[str | None, typer.Option(help="Compare on this text, with the checkpoint's tokenizer.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,

@@ -58,13 +58,30 @@ def match_modules(ours: Holdings, theirs: Mapping[str, frozenset[str]]) -> dict[
             of_theirs[tensors] = name
     found: dict[str, str] = {}
     for path in sorted(ours, key=lambda path: -path.count("/")):
-        name = next((of_theirs[tensors] for tensors in ours[path] if tensors in of_theirs), None)
-        if name is not None and name not in found.values():
-            found[path] = name
-    for path in ours:
-        if is_layer(path) and path not in found and (name := _layer(ours[path], theirs)) is not None:
-            found[path] = name
-    return found
+        same = next((of_theirs[tensors] for tensors in ours[path] if tensors in of_theirs), None)
+        if same is not None and same not in found.values():
+            found[path] = same
+    for path in filter(is_layer, ours):
+        layer = found.get(path) or _layer(ours[path], theirs)
+        found |= {} if layer is None else {path: layer}
+    return _as_in_other_layers(found, ours, theirs) | found
+
+
+def _as_in_other_layers(found: Mapping[str, str], ours: Holdings, theirs: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the modules of each layer are called if it is like another layer of its stack.
+
+    One layer may hold a tensor that serves all of them, so that what is around it seems to be another module.
+    """
+    layers = {path: name for path, name in found.items() if is_layer(path)}
+    alike: dict[str, str] = {}
+    for path, name in found.items():
+        for layer, called in layers.items():
+            if not path.startswith(f"{layer}/") or not name.startswith(f"{called}."):
+                continue
+            inside, rest = path.removeprefix(layer), name.removeprefix(called)
+            siblings = {x: y for x, y in layers.items() if x.rpartition("/")[0] == layer.rpartition("/")[0]}
+            alike |= {x + inside: y + rest for x, y in siblings.items() if x + inside in ours and y + rest in theirs}
+    return {path: name for path, name in alike.items() if path not in found and name not in found.values()}
 
 
 def _layer(held: Collection[frozenset[str]], theirs: Mapping[str, frozenset[str]]) -> str | None:

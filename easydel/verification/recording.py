@@ -67,16 +67,16 @@ def recorded(model: nnx.Module) -> Iterator[dict[str, Call]]:
 
         return run
 
-    owners = {_owner(type(module)) for module in named_modules(model).values()} - {None}
+    owners: set[Any] = {_owner(type(module)) for module in named_modules(model).values()} - {None}
     with _LOCK:
-        before = {cls: cls.__dict__["__call__"] for cls in owners}  # type: ignore[union-attr]
+        before = {cls: cls.__dict__["__call__"] for cls in owners}
         try:
             for cls, call in before.items():
-                cls.__call__ = recording(call)  # type: ignore[union-attr]
+                cls.__call__ = recording(call)
             yield calls
         finally:
             for cls, call in before.items():
-                cls.__call__ = call  # type: ignore[union-attr]
+                cls.__call__ = call
 
 
 def _owner(cls: type) -> type | None:

@@ -79,9 +79,9 @@ class Verification:
         """Return one line that says how it went."""
         first = self.first
         if first is None:
-            return f"equal: largest relative error {self.largest_error:.1e} (allowed {self.tolerance:.0e})"
+            return f"equal: largest relative error {self.largest_error:.1e} (allowed {self.tolerance:g})"
         where = f" (here {first.path})" if first.path and first.path.replace("/", ".") != first.name else ""
-        what = first.note or f"relative error {first.error:.1e} (allowed {self.tolerance:.0e})"
+        what = first.note or f"relative error {first.error:.1e} (allowed {self.tolerance:g})"
         return f"differs first at {first.name}{where}: {what}"
 
     def to_dict(self) -> dict[str, Any]:
