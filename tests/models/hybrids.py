@@ -77,7 +77,7 @@ def entry(
 _BAMBA = entry(
     "bamba",
     "Bamba",
-    {**_MIXER, "attn_layer_indices": [0]},
+    {**_MIXER, "attn_layer_indices": [0], "rms_norm_eps": 1e-2},  # as Qwen3-Next below
     (
         Variant("attention_first"),
         Variant(
@@ -177,7 +177,7 @@ _QWEN3_NEXT = entry(
     ),
     {
         **_PARTIAL,
-        "vocab_size": {"vocab_size": 96},
+        "vocab_size": {"vocab_size": 112},
         "head_dim": {"head_dim": 12},
         "intermediate_size": {"intermediate_size": 40, "mlp_only_layers": [1]},
         "layer_types": {"layer_types": ["full_attention", "linear_attention"]},
