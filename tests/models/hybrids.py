@@ -77,7 +77,7 @@ def entry(
 _BAMBA = entry(
     "bamba",
     "Bamba",
-    {**_MIXER, "attn_layer_indices": [0]},
+    {**_MIXER, "attn_layer_indices": [0], "rms_norm_eps": 1e-2},  # as Qwen3-Next below
     (
         Variant("attention_first"),
         Variant(
