@@ -12,6 +12,7 @@ import typer
 app = typer.Typer(
     help="Load, inspect, run and fine-tune Hugging Face checkpoints in JAX.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # "[default: …]" is text
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -20,6 +21,7 @@ app = typer.Typer(
 lora_app = typer.Typer(
     help="LoRA adapters in PEFT's files: what one is, and folding it into its base.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # "[default: …]" is text
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(lora_app, name="lora")

@@ -25,6 +25,12 @@ def test_version():
     assert run(app, ["--version"]).output.strip() == f"easydel {easydel.__version__}"
 
 
+def test_help_says_what_holds_where_nothing_is_given():
+    """Brackets are text there, not markup."""
+    text = " ".join(run(app, ["chat", "--help"]).output.split())
+    assert "Folder or Hub id [default: the embedded model]" in text
+
+
 def test_module_is_the_same_program_and_its_help_loads_nothing_heavy():
     code = "import sys, runpy; sys.argv = ['easydel', '--help']\n"
     code += "try: runpy.run_module('easydel', run_name='__main__')\n"
