@@ -21,8 +21,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # nobody reads where a traced operation was written
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-# A compiled model takes some hundred memory maps. Linux allows a process 65,530; beyond them the compiler aborts. Twenty
-# thousand go with about 4 GB.
+# A compiled model takes some hundred memory maps. Linux allows a process 65,530; beyond them the compiler aborts.
+# Twenty thousand go with about 4 GB.
 MAPS, MOST_MAPS, LOOK_EVERY = Path("/proc/self/maps"), 20_000, 16
 finished = itertools.count(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import jax
@@ -71,6 +72,7 @@ def test_answers_come_as_they_end() -> None:
 
 
 def live_bytes() -> int:
+    gc.collect()
     return sum(x.nbytes for x in jax.live_arrays() if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended))
 
 

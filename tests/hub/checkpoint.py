@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,4 +105,5 @@ def state_of(folder: Path) -> dict[str, tuple[int, int]]:
 
 def live_bytes() -> int:
     """Return the bytes of all arrays that jax holds."""
+    gc.collect()
     return sum(array.nbytes for array in jax.live_arrays())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import jax
@@ -231,6 +232,7 @@ def test_calibrated_kernels_are_freed_one_by_one(floats, monkeypatch):
         fill(*args)
 
     monkeypatch.setattr(apply, "fill_layer", watched)
+    gc.collect()
     options = {"quantization_method": "a8bit", "quantization_pattern": "mlp"}
     load(floats, quantization_calibration=CALIBRATION, **options)
     assert len(alive) == 6
@@ -248,6 +250,7 @@ def test_the_float_model_never_exists_whole(floats, monkeypatch):
         alive.append(sizes.count(128 * 64))
         return place(link, *args)
 
+    gc.collect()
     start = [a.size for a in jax.live_arrays() if a.ndim == 2 and a.dtype == np.float32].count(128 * 64)
     monkeypatch.setattr(loading, "place_link", watched)
     model = load(floats, quantization_method="8bit")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,6 +129,7 @@ def test_dtypes_and_strictness_are_passed_on():
 
 
 def test_a_lazy_model_takes_no_memory_and_knows_its_shardings():
+    gc.collect()
     before = live()
     lazy = LlamaForCausalLM.lazy_init(llama(), mesh_named("tp"))
     assert live() == before

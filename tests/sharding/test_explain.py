@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import warnings
@@ -185,6 +186,7 @@ def test_the_command_reads_no_weights(monkeypatch, tmp_path):
         raise AssertionError("a weight was read")
 
     monkeypatch.setattr("easydel.hub.safetensors.TensorEntry.read", refuse)
+    gc.collect()
     before = len(jax.live_arrays())
     picture = tmp_path / "p.html"
     shown = inspect("--sharding", "--mesh", "fsdp=4,tp=2", "--picture", str(picture))
