@@ -36,8 +36,8 @@ test: $(VENV)/.test-ready  ## Run the tests (ARGS="-k name" selects some)
 test-scale: $(VENV)/.test-ready  ## Run the longer tests of several processes: kills at random moments (minutes)
 	$(VENV)/bin/python -m pytest -m slow tests/distributed tests/examples/test_elastic.py $(ARGS)
 
-families: $(VENV)/.test-ready  ## Prove every family and write what was measured into docs/families.md (minutes)
-	$(VENV)/bin/python -m tests.models.families --jobs $(JOBS)
+families: $(VENV)/.test-ready  ## Prove every family (an hour; ARGS="--family NAME" one, minutes) and write docs/families.md
+	$(VENV)/bin/python -m tests.models.families --jobs $(JOBS) $(ARGS)
 
 lint: $(VENV)/.test-ready  ## Check style, formatting and types
 	$(VENV)/bin/ruff check .

@@ -12,13 +12,17 @@ from tests.models.proofs import PROOFS, SECTIONS
 from tests.models.table import FAMILIES, Family, Variant
 
 Measured = Mapping[Case, Comparison | None]
+Cells = Mapping[str, Mapping[str, str]]
+"""Family, or `ALLOWED` → proof → what its cell says, reasons left out."""
 
 PACKAGES = ("jax", "flax", "transformers", "torch")
 OPEN = "·"  # where a measurement will stand
+ALLOWED = "*allowed*"
 HEAD = """# Families: what is proved of each, and how closely
 
 Every family is built twice, by transformers and here, tiny and with the same random weights, and held to the proofs
-below. This page is written by `make families`, which runs them and refuses to write it if one fails or is not run.
+below. This page is written by `make families`, which runs them and refuses to write it if one fails or is not run; run
+for some families, it writes their rows and leaves the others as they are.
 
 | A cell | says |
 | --- | --- |
@@ -42,15 +46,16 @@ to those of every variant; then the proofs that are asked for, or left out, besi
 """
 
 
-def page(measured: Measured | None) -> str:
+def page(measured: Measured | None, kept: Cells | None = None) -> str:
     """Return the whole document.
 
     Args:
         measured: every case of the table → its largest error; `None`: the document with its measurements left open.
+        kept: families that `measured` is without → what their cells say.
     """
     installed = ", ".join(f"`{name} {importlib.metadata.version(name)}`" for name in PACKAGES)
     parts = [HEAD.format(versions=installed), classes()]
-    parts += [section(title, proofs, measured) for title, proofs in SECTIONS.items()]
+    parts += [section(title, proofs, measured, kept or {}) for title, proofs in SECTIONS.items()]
     return "\n".join([*parts, TAIL, *(variants(family) for family in FAMILIES.values())])
 
 
@@ -58,6 +63,18 @@ def without_measurements(text: str) -> str:
     """Return the document as it is for any measurements and versions."""
     text = re.sub(r"(?<=\| )(?:\de[+-]\d+|exact|✓)(?= )", OPEN, text)
     return re.sub(rf"`({'|'.join(PACKAGES)}) [\w.+-]+`", r"`\1`", text)
+
+
+def cells(text: str) -> Cells:
+    """Return what the cells of a written document say."""
+    found: dict[str, dict[str, str]] = {}
+    for head, body in re.findall(r"^\| family \| (.*) \|\n\| -.*\n((?:\|.*\n)+)", text, re.MULTILINE):
+        proofs = head.split(" | ")
+        for line in body.splitlines():
+            name, *row = line.strip("| ").split(" | ")
+            if len(row) == len(proofs) and set(proofs) <= PROOFS.keys():
+                found.setdefault(name, {}).update(zip(proofs, (cell.split(" ")[0] for cell in row), strict=True))
+    return found
 
 
 def rows(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
@@ -83,12 +100,15 @@ def classes() -> str:
     return "## Classes\n" + rows(head, body)
 
 
-def section(title: str, proofs: Iterable[str], measured: Measured | None) -> str:
+def section(title: str, proofs: Iterable[str], measured: Measured | None, kept: Cells) -> str:
     """Return the claims of some proofs and the table of what they measured, with its notes."""
     claims = "".join(f"- **{proof}**: {PROOFS[proof].claim} ({where(proof)}).\n" for proof in proofs)
     notes: list[str] = []
-    body = [[family.name, *(cell(family, proof, measured, notes) for proof in proofs)] for family in FAMILIES.values()]
-    body.append(["*allowed*", *(allowed(proof, measured) for proof in proofs)])
+    body = [
+        [family.name, *(cell(family, proof, measured, kept.get(family.name), notes) for proof in proofs)]
+        for family in FAMILIES.values()
+    ]
+    body.append([ALLOWED, *(allowed(proof, measured, kept.get(ALLOWED)) for proof in proofs)])
     listed = "".join(f"{index}. {note}.\n" for index, note in enumerate(notes, 1))
     return f"## {title}\n{claims}\n{rows(['family', *proofs], body)}" + (listed and f"\n{listed}")
 
@@ -97,7 +117,9 @@ def where(proof: str) -> str:
     return {"every": "every variant", "thorough": "thorough variants", "main": "main variant"}[PROOFS[proof].on]
 
 
-def cell(family: Family, proof: str, measured: Measured | None, notes: list[str]) -> str:
+def cell(
+    family: Family, proof: str, measured: Measured | None, kept: Mapping[str, str] | None, notes: list[str]
+) -> str:
     """Return what a proof says of a family, and add its reasons to the notes."""
     reason = family.excuse(proof)
     reasons = [reason] if reason else []
@@ -108,13 +130,17 @@ def cell(family: Family, proof: str, measured: Measured | None, notes: list[str]
         return f"—{marks}"
     if measured is None:
         return f"{OPEN}{marks}"
+    if kept is not None:
+        return f"{kept[proof]}{marks}"
     found = [measured[Case(proof, family.name, variant.name)] for variant in family.held_to(proof)]
     errors = [comparison.error for comparison in found if comparison]
     return f"{number(max(errors)) if errors else '✓'}{marks}"
 
 
-def allowed(proof: str, measured: Measured | None) -> str:
+def allowed(proof: str, measured: Measured | None, kept: Mapping[str, str] | None) -> str:
     found = [] if measured is None else [c.tolerance for case, c in measured.items() if case.proof == proof and c]
+    if kept is not None and kept[proof] not in (OPEN, "exact"):
+        found.append(float(kept[proof]))
     return number(max(found)) if found else OPEN
 
 

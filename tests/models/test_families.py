@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.models.document import page, without_measurements
+from tests.models.document import cells, page, without_measurements
 from tests.models.families import DOCUMENT, unproved
 from tests.models.measure import PROPERTY, Case, Collected, Comparison, proved, record, recording
 from tests.models.pairs import close, equal
 from tests.models.proofs import PROOFS
-from tests.models.table import cases
+from tests.models.table import cases as cases_of
 
-EVERYTHING = {Case(proof, *names): Comparison(3.4e-7, 1e-4) for proof in PROOFS for names in cases(proof)}
+EVERYTHING = {Case(proof, *names): Comparison(3.4e-7, 1e-4) for proof in PROOFS for names in cases_of(proof)}
 OUTPUTS = pytest.mark.proof("outputs").mark
 ATTENTIONS = pytest.mark.proof("attentions", of="attentions").mark
 LLAMA = {"family": "llama", "variant": "mha"}
@@ -40,6 +40,15 @@ def test_measurements_are_all_that_the_table_leaves_open() -> None:
     assert without_measurements(one) == without_measurements(other) == without_measurements(page(None))
     with pytest.raises(KeyError):
         page(dict(list(EVERYTHING.items())[1:]))
+
+
+def test_rows_of_families_that_are_not_run_are_kept() -> None:
+    numbers = {case: Comparison(1e-7 * (1 + n % 9), 1e-4) for n, case in enumerate(EVERYTHING)}
+    whole = page(numbers)
+    kept = {name: row for name, row in cells(whole).items() if name != "llama"}
+    assert page({case: found for case, found in numbers.items() if case.family == "llama"}, kept) == whole
+    with pytest.raises(KeyError):  # nor is anything made up for a family that is neither run nor kept
+        page({}, {name: row for name, row in kept.items() if name != "t5"})
 
 
 def test_the_largest_error_of_all_variants_is_shown() -> None:
