@@ -1,7 +1,8 @@
 """The report of a proof's test says what the test compared; `tests/models/families.py` reads it.
 
-What shared layers do, whatever the family, is proved in every run of `SAMPLE`; of the other families in the slow group
-(`make families`, or `ARGS="-m slow"`), which runs the whole table.
+Every run has of each family what computing, loading, saving, training and generating could break. What shared layers do,
+whatever the family, or what a family says in one line of its own, is proved in every run of `SAMPLE`; of the other
+families in the slow group (`make families`, or `ARGS="-m slow"`), which runs the whole table.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import pytest
 from tests.models.measure import PROPERTY, proved, recording
 from tests.models.table import SAMPLE
 
-OF_SHARED_LAYERS = {
+OF_THE_SAMPLE = {
     *("nf4", "8bit", "a8bit", "a8q", "a4q", "quantized_sharding", "lora_identity", "lora_merged", "lora_sharding"),
     *("scan", "scan_cache", "remat", "mechanisms", "sdpa", "bfloat16", "mask_width", "gaps", "end_of_text"),
+    *("dropout", "fresh", "padding_token", "positions", "embeds", "segments"),
 }
 
 
@@ -24,7 +26,7 @@ OF_SHARED_LAYERS = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         proofs = {mark.args[0] for mark in item.iter_markers("proof")}
-        if proofs and proofs <= OF_SHARED_LAYERS and _family(item) not in SAMPLE:
+        if proofs and proofs <= OF_THE_SAMPLE and _family(item) not in SAMPLE:
             item.add_marker(pytest.mark.slow)
 
 
