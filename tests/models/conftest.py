@@ -1,7 +1,7 @@
 """The report of a proof's test says what the test compared; `tests/models/families.py` reads it.
 
-Every run has of each family what computing, loading, saving, training and generating could break. What shared layers do,
-whatever the family, or what a family says in one line of its own, is proved in every run of `SAMPLE`; of the other
+Every run has of each family what computing, loading, saving, training and generating could break. What shared layers
+do, whatever the family, or what a family says in one line of its own, is proved in every run of `SAMPLE`; of the other
 families in the slow group (`make families`, or `ARGS="-m slow"`), which runs the whole table.
 """
 
