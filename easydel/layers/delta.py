@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from easydel.layers.ssd import chunked, running_sums
+from easydel.layers.ssd import chunked, decays
 
 
 def delta_step(
@@ -110,18 +110,7 @@ def _run_chunk(carry: tuple[jax.Array, jax.Array], chunk: _Chunk, *, precision: 
     """
     einsum = partial(jnp.einsum, precision=precision)
     state, segment = carry
-    coarse, fine = running_sums(chunk.log_decay)
-    size = chunk.key.shape[-2]
-
-    earlier = jnp.tril(jnp.ones((size, size), bool))
-    within = (coarse[..., :, None] - coarse[..., None, :]) + (fine[..., :, None] - fine[..., None, :])
-    from_start, to_end = jnp.exp(coarse + fine), jnp.exp((coarse[..., -1:] - coarse) + (fine[..., -1:] - fine))
-    if chunk.segments is not None:  # nothing passes a border
-        earlier = (earlier & (chunk.segments[:, :, None] == chunk.segments[:, None, :]))[:, None, None]
-        from_start *= (chunk.segments == segment[:, None])[:, None, None]
-        segment = chunk.segments[:, -1]
-        to_end *= (chunk.segments == segment[:, None])[:, None, None]
-    reach = jnp.exp(jnp.where(earlier, within, -jnp.inf))
+    reach, from_start, to_end, segment = decays(chunk.log_decay, chunk.segments, segment)
 
     def recalled(by: jax.Array) -> jax.Array:
         return einsum("bglk,bgrkv->bgrlv", by, state) * from_start[..., None]

@@ -93,24 +93,39 @@ def _run_chunk(carry: tuple[jax.Array, jax.Array], chunk: _Chunk, *, precision: 
     """Take one chunk; the carry is the state `[batch, groups, heads of a group, dim, state_size]` and its segment."""
     einsum = partial(jnp.einsum, precision=precision)
     state, segment = carry
-    coarse, fine = running_sums(chunk.log_decay)
-    size = chunk.x.shape[-2]
-
-    earlier = jnp.tril(jnp.ones((size, size), bool))
-    within = (coarse[..., :, None] - coarse[..., None, :]) + (fine[..., :, None] - fine[..., None, :])
-    from_start, to_end = jnp.exp(coarse + fine), jnp.exp((coarse[..., -1:] - coarse) + (fine[..., -1:] - fine))
-    if chunk.segments is not None:  # nothing passes a border
-        earlier = (earlier & (chunk.segments[:, :, None] == chunk.segments[:, None, :]))[:, None, None]
-        from_start *= (chunk.segments == segment[:, None])[:, None, None]
-        segment = chunk.segments[:, -1]
-        to_end *= (chunk.segments == segment[:, None])[:, None, None]
-
-    reach = jnp.exp(jnp.where(earlier, within, -jnp.inf))
+    reach, from_start, to_end, segment = decays(chunk.log_decay, chunk.segments, segment)
     weights = einsum("bgln,bgsn->bgls", chunk.C, chunk.B)[:, :, None] * reach
     y = einsum("bgrls,bgrsp->bgrlp", weights, chunk.x)
     y += einsum("bgln,bgrpn->bgrlp", chunk.C, state) * from_start[..., None]
     written = einsum("bgrsp,bgsn->bgrpn", chunk.x * to_end[..., None], chunk.B)
     return (state * from_start[..., -1, None, None] + written, segment), y
+
+
+def decays(
+    log_decay: jax.Array, segments: jax.Array | None, segment: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Return what is left, in a chunk, of what a token wrote when another reads it.
+
+    Args:
+        log_decay: of each token, float32 `[batch, groups, heads of a group, size]`.
+        segments: int `[batch, size]`, not decreasing, whose borders nothing passes; `None`: there are none.
+        segment: of the state before the chunk, `[batch]`.
+
+    Returns:
+        From token to token, `[…, size, size]`, the reader first; from the state before the chunk to each token, and
+        from each token to the state after it, `[…, size]`; and that state's segment.
+    """
+    coarse, fine = running_sums(log_decay)
+    size = log_decay.shape[-1]
+    earlier = jnp.tril(jnp.ones((size, size), bool))
+    within = (coarse[..., :, None] - coarse[..., None, :]) + (fine[..., :, None] - fine[..., None, :])
+    from_start, to_end = jnp.exp(coarse + fine), jnp.exp((coarse[..., -1:] - coarse) + (fine[..., -1:] - fine))
+    if segments is not None:  # nothing passes a border
+        earlier = (earlier & (segments[:, :, None] == segments[:, None, :]))[:, None, None]
+        from_start *= (segments == segment[:, None])[:, None, None]
+        segment = segments[:, -1]
+        to_end *= (segments == segment[:, None])[:, None, None]
+    return jnp.exp(jnp.where(earlier, within, -jnp.inf)), from_start, to_end, segment
 
 
 def running_sums(log_decay: jax.Array) -> tuple[jax.Array, jax.Array]:

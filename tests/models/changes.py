@@ -67,6 +67,7 @@ class Changes:
         return groups
 
     def of(self, group: Group) -> dict[str, Any]:
+        """Return the entries that a group's changes set."""
         return {name: value for field in group for name, value in self.fields[field].items()}
 
     def _go_together(self, group: Group) -> bool:
