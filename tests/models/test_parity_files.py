@@ -17,6 +17,8 @@ from tests.models.inputs import as_torch
 from tests.models.pairs import Jitted, Pair, array, build_hf, close, equal, load_hf, load_ours, pair
 from tests.models.table import FAMILIES, cases
 
+SENSITIVE = ("deepseek_v3", "falcon_mamba", "jamba")
+"""In which for some inputs a rounding to bfloat16 decides between experts, or is divided by something small."""
 MESHES = [(1, 8, 1, 1, 1), (2, 2, 1, 2, 1), (1, 2, 1, 4, 1), (1, 2, 1, 1, 4)]
 
 
@@ -76,12 +78,9 @@ def test_bfloat16(family: str, variant: str, tmp_path: Path) -> None:
 
 
 def closest(case: Pair, ours: Jitted, theirs: Any) -> tuple[Any, torch.Tensor]:
-    """Return both logits for the one of four inputs for which they are closest.
-
-    For others a rounding decides between experts, or is divided by something small, here or there: errors of 0.3.
-    """
+    """Return both logits; for sensitive families, of the one of four inputs for which they are closest."""
     found = []
-    for seed in range(4):
+    for seed in range(4 if case.family.name in SENSITIVE else 1):
         inputs = case.inputs(case.ids(2, 9, seed))
         with torch.no_grad():
             got, want = ours(**inputs).logits, theirs(**as_torch(inputs)).logits
