@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -76,6 +77,7 @@ def test_fresh_weights_follow_initializer_range(family: str, variant: str) -> No
 
 def fresh(family: Family, side: str, config: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
     """Return new weights under transformers' names."""
+    config = copy.deepcopy(config)  # Phi3Config writes into the dict it is given, which the families share
     if side == "ours":
         cls = getattr(easydel, family.class_name(family.main_task, "ours"))
         return cls(cls.config_class(**config), rngs=nnx.Rngs(seed)).to_torch()
@@ -93,4 +95,4 @@ def test_what_is_not_supported_is_refused(family: str, changes: dict[str, Any], 
     entry = FAMILIES[family]
     cls = getattr(easydel, entry.class_name(entry.main_task, "ours"))
     with pytest.raises((easydel.UnsupportedError, ValueError), match=match):
-        cls(cls.config_class(**{**entry.config, **changes}))
+        cls(cls.config_class(**copy.deepcopy({**entry.config, **changes})))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -35,7 +36,7 @@ BAR = 0.10
 def config_of(family, **changes):
     row = FAMILIES[family]
     cls = getattr(easydel, row.class_name(row.main_task, "ours"))
-    return cls, cls.config_class(**{**row.config, **row.main.config, **changes})
+    return cls, cls.config_class(**copy.deepcopy({**row.config, **row.main.config, **changes}))
 
 
 def check(cls, config, axes, batch, length, bar=BAR, **options):
