@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "few_rows.h"
 #include "parallel.h"
+#include "processors.h"
 
 namespace ffi = xla::ffi;
 

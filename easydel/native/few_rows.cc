@@ -17,6 +17,7 @@ namespace easydel {
 namespace {
 
 constexpr int64_t kLeastPart = 128 << 10;  // bytes: handing out a smaller part costs more than it saves
+constexpr int64_t kMultiple = 8;           // rows of a part, so that the loops have few left over
 
 // One of the products: its matrix [depth, width], its result, and the widths of those before it.
 struct Product {
@@ -51,9 +52,8 @@ ffi::Error FewRows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   std::vector<float> sums((parts - 1) * rows * widths);  // of all parts but the first, which is summed into the results
 
   ForEach(pool, parts, [&](int64_t part) {
-    const int64_t groups = depth / kGroup;
-    const int64_t first = groups * part / parts * kGroup;
-    const int64_t last = part + 1 == parts ? depth : groups * (part + 1) / parts * kGroup;
+    const int64_t first = depth / kMultiple * part / parts * kMultiple;
+    const int64_t last = part + 1 == parts ? depth : depth / kMultiple * (part + 1) / parts * kMultiple;
     for (const Product& one : products) {
       float* sum = part == 0 ? one.to : sums.data() + ((part - 1) * widths + one.before) * rows;
       MultiplyFewRows({x.typed_data() + first, rows, depth}, {one.matrix + first * one.width, last - first, one.width}, sum,

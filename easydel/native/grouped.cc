@@ -17,7 +17,7 @@ namespace easydel {
 namespace {
 
 constexpr int64_t kRows = 384;    // of a block; a taller group is cut
-constexpr int64_t kFewRows = 16;  // so few that packing the matrix would cost more than the product
+constexpr int64_t kFewRows = 64;  // so few that packing the matrix would cost more than the product
 
 struct Group {
   int64_t first, rows;

@@ -11,9 +11,8 @@
 #include <limits>
 #include <vector>
 
-#include "few_rows.h"
 #include "parallel.h"
-#include "tile.h"
+#include "processors.h"
 
 namespace ffi = xla::ffi;
 

@@ -11,8 +11,7 @@
 #include <cstdint>
 #include <cstring>
 
-// Inlined into functions for each kind of processor, whose instructions it then uses.
-#define EASYDEL_INLINE static inline __attribute__((always_inline))
+#include "processors.h"
 
 namespace easydel {
 
