@@ -65,7 +65,7 @@ class Pieces:
 
 
 def _sizes(slots: int) -> tuple[int, int]:
-    return (128, 32) if slots == SHORTEST_CACHE else (512, 64)
+    return (64, 16) if slots == SHORTEST_CACHE else (512, 64)
 
 
 def _exact(tokens: int, sizes: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -5,6 +5,7 @@ Each kernel has an XLA form of the same result; `jax.lax.platform_dependent` tak
 compiled for a CPU.
 """
 
+from easydel.native.few_dots import few_dots, serves_few_dots
 from easydel.native.few_rows import few_rows, serves_few_rows
 from easydel.native.grouped import grouped, serves_grouped
 from easydel.native.library import is_available
@@ -17,6 +18,7 @@ __all__ = [
     "MOST_ROWS",
     "Slice",
     "dequantized",
+    "few_dots",
     "few_rows",
     "grouped",
     "integer_groups",
@@ -26,6 +28,7 @@ __all__ = [
     "one_query",
     "quantized_groups",
     "quantized_rows",
+    "serves_few_dots",
     "serves_few_rows",
     "serves_grouped",
     "serves_one_query",

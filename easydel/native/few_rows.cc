@@ -17,7 +17,7 @@ namespace easydel {
 namespace {
 
 constexpr int64_t kLeastPart = 128 << 10;  // bytes: handing out a smaller part costs more than it saves
-constexpr int64_t kMultiple = 8;           // rows of a part, so that the loops have few left over
+constexpr int64_t kMultiple = 16;          // rows or columns of a part, so that the loops have few left over
 
 // One of the products: its matrix [depth, width], its result, and the widths of those before it.
 struct Product {
@@ -25,6 +25,40 @@ struct Product {
   float* to;
   int64_t width, before;
 };
+
+// Each part is some rows of the matrices, read from one end to the other; the parts' sums are added up at the end.
+void ByRows(ffi::ThreadPool& pool, int64_t parts, Matrix x, const std::vector<Product>& products) {
+  const int64_t depth = x.stride, widths = products.back().before + products.back().width;
+  std::vector<float> sums((parts - 1) * x.rows * widths);  // of all parts but the first, which is summed into the results
+  const auto sum_of = [&](int64_t part, const Product& one) {
+    return part == 0 ? one.to : sums.data() + ((part - 1) * widths + one.before) * x.rows;
+  };
+  ForEach(pool, parts, [&](int64_t part) {
+    const int64_t first = depth / kMultiple * part / parts * kMultiple;
+    const int64_t last = part + 1 == parts ? depth : depth / kMultiple * (part + 1) / parts * kMultiple;
+    for (const Product& one : products) {
+      const Matrix matrix{one.matrix + first * one.width, last - first, one.width};
+      MultiplyFewRows({x.data + first, x.rows, depth}, matrix, sum_of(part, one), one.width, one.width);
+    }
+  });
+  for (int64_t part = 1; part < parts; ++part) {
+    for (const Product& one : products) {
+      const float* sum = sum_of(part, one);
+      for (int64_t c = 0; c < x.rows * one.width; ++c) one.to[c] += sum[c];
+    }
+  }
+}
+
+// Each part is some columns of the matrices: of many rows the sums would be as many numbers as a part of a matrix.
+void ByColumns(ffi::ThreadPool& pool, int64_t parts, Matrix x, const std::vector<Product>& products) {
+  ForEach(pool, parts, [&](int64_t part) {
+    for (const Product& one : products) {
+      const int64_t first = one.width / kMultiple * part / parts * kMultiple;
+      const int64_t last = part + 1 == parts ? one.width : one.width / kMultiple * (part + 1) / parts * kMultiple;
+      MultiplyFewRows(x, {one.matrix + first, x.stride, one.width}, one.to + first, last - first, one.width);
+    }
+  });
+}
 
 // x times the matrices at `place` of stacks of matrices: several together, since each call costs the threads some
 // microseconds to come together.
@@ -49,22 +83,11 @@ ffi::Error FewRows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
     widths += width;
   }
   const int64_t parts = std::clamp<int64_t>(bytes / kLeastPart, 1, Threads(pool));
-  std::vector<float> sums((parts - 1) * rows * widths);  // of all parts but the first, which is summed into the results
-
-  ForEach(pool, parts, [&](int64_t part) {
-    const int64_t first = depth / kMultiple * part / parts * kMultiple;
-    const int64_t last = part + 1 == parts ? depth : depth / kMultiple * (part + 1) / parts * kMultiple;
-    for (const Product& one : products) {
-      float* sum = part == 0 ? one.to : sums.data() + ((part - 1) * widths + one.before) * rows;
-      MultiplyFewRows({x.typed_data() + first, rows, depth}, {one.matrix + first * one.width, last - first, one.width}, sum,
-                      one.width, one.width);
-    }
-  });
-  for (int64_t part = 1; part < parts; ++part) {
-    for (const Product& one : products) {
-      const float* sum = sums.data() + ((part - 1) * widths + one.before) * rows;
-      for (int64_t c = 0; c < rows * one.width; ++c) one.to[c] += sum[c];
-    }
+  const Matrix all{x.typed_data(), rows, depth};
+  if (rows > kStreamedRows) {
+    ByColumns(pool, parts, all, products);
+  } else {
+    ByRows(pool, parts, all, products);
   }
   return ffi::Error::Success();
 }

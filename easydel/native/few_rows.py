@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from easydel.native import library
 from easydel.native.slices import are_sliced, slice_of
 
-MOST_ROWS = 16
+MOST_ROWS = 32
 LEAST_BYTES = 256 << 10
 """Where XLA's product takes over: more rows, or kernels so small that dividing them among threads does not pay."""
 

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kRuns = 8;  // places of the matrix that are read at once
 
-// Up to some four rows wait for memory. Rows of w are read in kRuns places, in each of them row after row: long runs, of
+// A few rows wait for memory. Rows of w are read in kRuns places, in each of them row after row: long runs, of
 // which the processor fetches what comes next. Of neighbouring rows, each left for the others at its end, it does not.
 EASYDEL_FOR_EACH_PROCESSOR
 void Stream(Matrix x, Matrix w, float* y, int64_t width, int64_t stride) {
@@ -132,9 +132,8 @@ Function Choose() {
 }  // namespace
 
 void MultiplyFewRows(Matrix x, Matrix w, float* y, int64_t width, int64_t stride) {
-  constexpr int64_t kStreamed = 4;  // rows
   static const Function multiply = Choose();
-  (x.rows <= kStreamed ? Stream : multiply)(x, w, y, width, stride);
+  (x.rows <= kStreamedRows ? Stream : multiply)(x, w, y, width, stride);
 }
 
 }  // namespace easydel

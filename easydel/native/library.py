@@ -12,6 +12,7 @@ import jax
 from easydel.native.build import LIBRARY
 
 TARGETS = (
+    "easydel_few_dots",
     "easydel_few_rows",
     "easydel_one_query",
     "easydel_grouped",
