@@ -1,8 +1,8 @@
 """The report of a proof's test says what the test compared; `tests/models/families.py` reads it.
 
-Every run has of each family what computing, loading, saving, training and generating could break. What shared layers
-do, whatever the family, or what a family says in one line of its own, is proved in every run of `SAMPLE`; of the other
-families in the slow group (`make families`, or `ARGS="-m slow"`), which runs the whole table.
+Every run has of each family, in its main variant, what computing, loading, saving, training and generating could break.
+What its other variants are there for, and what shared layers do, whatever the family, is proved in every run of
+`SAMPLE`; of the other families in the slow group (`make families`, or `ARGS="-m slow"`), which runs the whole table.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from tests.models.measure import PROPERTY, proved, recording
-from tests.models.table import SAMPLE
+from tests.models.proofs import PROOFS
+from tests.models.table import FAMILIES, SAMPLE
 
 OF_THE_SAMPLE = {
     *("nf4", "8bit", "a8bit", "a8q", "a4q", "quantized_sharding", "lora_identity", "lora_merged", "lora_sharding"),
     *("scan", "scan_cache", "remat", "mechanisms", "sdpa", "bfloat16", "mask_width", "gaps", "end_of_text"),
-    *("dropout", "fresh", "padding_token", "positions", "embeds", "segments"),
+    *("dropout", "fresh", "padding_token", "positions", "embeds", "segments", "sharding", "right_padding"),
+    *("tasks", "left_padding"),
 }
 
 
@@ -26,12 +28,16 @@ OF_THE_SAMPLE = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         proofs = {mark.args[0] for mark in item.iter_markers("proof")}
-        if proofs and proofs <= OF_THE_SAMPLE and _family(item) not in SAMPLE:
+        if proofs and not _is_in_every_run(proofs, item.callspec.params):  # type: ignore[attr-defined]
             item.add_marker(pytest.mark.slow)
 
 
-def _family(item: Any) -> str:
-    return item.callspec.params["family"]
+def _is_in_every_run(proofs: set[str], params: dict[str, Any]) -> bool:
+    family = FAMILIES[params["family"]]
+    variant = family.variant(params["variant"]) if "variant" in params else family.main
+    if family.name not in SAMPLE:
+        return variant is family.main and not proofs <= OF_THE_SAMPLE
+    return variant is family.main or any(PROOFS[proof].on == "every" or proof in variant.proofs for proof in proofs)
 
 
 @pytest.hookimpl(wrapper=True)
