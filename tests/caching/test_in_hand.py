@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,14 @@ def mixed() -> MixedLM:
     return MixedLM(CONFIG, rngs=nnx.Rngs(0))
 
 
+@functools.cache
+def compiled(model: Any) -> Any:
+    return jax.jit(lambda ids, cache: model(input_ids=ids, cache=cache))
+
+
 def forward(model: Any, ids: Any, cache: Cache) -> Any:
     """Run a model as one program: op by op it takes many times as long."""
-    return jax.jit(lambda ids, cache: model(input_ids=ids, cache=cache))(ids, cache)
+    return compiled(model)(ids, cache)
 
 
 def after(model: Any, ids: Any, slots: int = 64, **options: Any) -> Cache:
@@ -139,15 +145,16 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------ going on
+@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "recurrent, full and sliding"])
 @pytest.mark.parametrize("kept", [1, 29])
-def test_prompts_go_on_from_a_cache(kept: int, mixed: MixedLM) -> None:
-    for model in (llama(), mixed):
-        cache = after(model, IDS[:, :kept])
-        got = model.generate(IDS, cache=cache, **OPTIONS)
-        np.testing.assert_array_equal(got.sequences[:, :30], IDS)
-        np.testing.assert_array_equal(new(got), new(model.generate(IDS, **OPTIONS)))
-        again = model.generate(IDS, cache=cache, **OPTIONS)  # it is not used up
-        np.testing.assert_array_equal(again.sequences, got.sequences)
+def test_prompts_go_on_from_a_cache(kept: int, kind: str, mixed: MixedLM) -> None:
+    model = llama() if kind == "full" else mixed
+    cache = after(model, IDS[:, :kept])
+    got = model.generate(IDS, cache=cache, **OPTIONS)
+    np.testing.assert_array_equal(got.sequences[:, :30], IDS)
+    np.testing.assert_array_equal(new(got), new(model.generate(IDS, **OPTIONS)))
+    again = model.generate(IDS, cache=cache, **OPTIONS)  # it is not used up
+    np.testing.assert_array_equal(again.sequences, got.sequences)
 
 
 def test_one_row_serves_prompts_of_several_lengths() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from easydel.planning import plan_training
 from easydel.sharding import create_mesh
 from tests.lora.tiny import randomise
 
-RANK, ROTARY, LAYERS, SLOTS = 16, 4, 2, 24
+RANK, ROTARY, LAYERS, SLOTS = 16, 4, 1, 24
 CONFIG: dict[str, Any] = {
     "vocab_size": 32, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
     "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": RANK, "qk_rope_head_dim": ROTARY,
@@ -42,7 +43,7 @@ def in_parts(of: Any, dtype: Any = None) -> tuple[np.ndarray, Cache]:
     """Return the logits of a prompt, single tokens and several at once, and the cache."""
     forward = jax.jit(of.pure_transform_fn())
     cache, parts = of.init_operations_cache(2, SLOTS, dtype=dtype), []
-    for first, last in ((0, 8), (8, 9), (9, 10), (10, 16), (16, SLOTS)):
+    for first, last in pairwise((0, *range(8, 17), SLOTS)):  # two widths, two programs
         out = forward(of.params, {"input_ids": IDS[:, first:last], "cache": cache})
         cache = out.cache
         parts.append(np.asarray(out.logits))
@@ -51,6 +52,17 @@ def in_parts(of: Any, dtype: Any = None) -> tuple[np.ndarray, Cache]:
 
 def at_once(of: Any) -> np.ndarray:
     return np.asarray(jax.jit(of.pure_transform_fn())(of.params, {"input_ids": IDS}).logits)
+
+
+@pytest.fixture(scope="module")
+def whole() -> np.ndarray:
+    return at_once(model())
+
+
+@pytest.fixture(scope="module")
+def absorbed() -> tuple[np.ndarray, Cache]:
+    """What so few tokens at a time give: see `test_a_few_tokens_are_absorbed_and_many_are_not`."""
+    return in_parts(model())
 
 
 def close(got: np.ndarray, want: np.ndarray, tolerance: float = SAME) -> None:
@@ -73,10 +85,10 @@ def test_what_is_planned_is_what_is_held() -> None:
     assert plan.bytes_per_device["cache"] >= 2 * SLOTS * LAYERS * (RANK + ROTARY) * 4
 
 
-@pytest.mark.parametrize("absorbs", [True, False])
-def test_both_forms_are_what_one_run_gives(absorbs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LatentAttention, "absorbs", lambda *_: absorbs)
-    close(in_parts(model())[0], at_once(model()))
+def test_both_forms_are_what_one_run_gives(whole: np.ndarray, absorbed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    close(absorbed[0], whole)
+    monkeypatch.setattr(LatentAttention, "absorbs", lambda *_: False)
+    close(in_parts(model())[0], whole)
 
 
 def test_a_few_tokens_are_absorbed_and_many_are_not() -> None:
@@ -85,16 +97,16 @@ def test_a_few_tokens_are_absorbed_and_many_are_not() -> None:
     assert [layer.absorbs(queries) for queries in (1, 19, 20, 21)] == [True, True, False, False]
 
 
-def test_with_codes_or_adapters_in_its_place_the_matrix_is_theirs() -> None:
+def test_with_codes_or_adapters_in_its_place_the_matrix_is_theirs(whole: np.ndarray) -> None:
     """Adapters on codes: the absorbed form, which asks for the matrix, gives what the layer called gives."""
     other = randomise(nnx.clone(model()).quantize("nf4", group_size=16).apply_lora_to_layers())
     want = at_once(other)
-    assert np.abs(want - at_once(model())).max() > 0.05 * np.abs(want).max()
+    assert np.abs(want - whole).max() > 0.05 * np.abs(want).max()
     close(in_parts(other)[0], want)
 
 
-def test_int8() -> None:
-    want = at_once(model())
+def test_int8(whole: np.ndarray) -> None:
+    want = whole
     got, cache = in_parts(model(), "int8")
     assert isinstance(cache.layers[0], LatentCache)
     close(got[:, :8], want[:, :8])  # a prompt attends to itself, not to its codes
@@ -102,19 +114,19 @@ def test_int8() -> None:
     assert 1e-4 < np.abs(got - want).max() / want.std() < 0.1
 
 
-def test_cropped_loaded_and_for_several_rows_it_is_gone_on_from(tmp_path: Any) -> None:
+def test_cropped_loaded_and_for_several_rows_it_is_gone_on_from(absorbed: Any, tmp_path: Any) -> None:
     prompt, options = IDS[:1].repeat(2, axis=0), {"max_new_tokens": 6, "do_sample": False}
     prompt[1, 12:] = IDS[1, 12:]
-    cache = in_parts(model())[1].reorder(np.array([0])).crop(10)
+    cache = absorbed[1].reorder(np.array([0])).crop(10)
     cache.save(tmp_path)
     got = model().generate(prompt, cache=Cache.load(tmp_path), **options).sequences
     np.testing.assert_array_equal(got, model().generate(prompt, **options).sequences)
 
 
 @pytest.mark.filterwarnings("ignore:.*mesh axis.* dropped:UserWarning")
-def test_on_eight_devices() -> None:
+def test_on_eight_devices(whole: np.ndarray) -> None:
     sharded = nnx.clone(model()).shard_model(mesh=create_mesh((1, 2, 1, 4, 1)))
     got, cache = in_parts(sharded)
-    close(got, at_once(model()))
+    close(got, whole)
     array = cache.layers[0].parts[0]
     assert array.sharding.shard_shape(array.shape) == (1, SLOTS, 1, RANK + ROTARY), "split by rows, not by heads"
