@@ -79,14 +79,15 @@ def test_a_training_step_has_the_same_operations_whatever_the_depth(remat: str) 
 
 
 def test_some_layers_of_another_kind_are_a_stack_of_their_own() -> None:
-    fields = {"num_hidden_layers": 5, "num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 4}
+    fields = {"num_hidden_layers": 4, "num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 4}
     pair = [
-        Qwen2ForCausalLM(Qwen2Config(**SHAPE, **fields, max_window_layers=3, scan_layers=scan), rngs=nnx.Rngs(0))
+        Qwen2ForCausalLM(Qwen2Config(**SHAPE, **fields, max_window_layers=2, scan_layers=scan), rngs=nnx.Rngs(0))
         for scan in (False, True)
     ]
-    assert list(pair[1].model.layers.stacks()) == ["0:3:1", "3:5:1"]
+    assert list(pair[1].model.layers.stacks()) == ["0:2:1", "2:4:1"]
     ids = jnp.arange(16).reshape(2, 8)
-    np.testing.assert_allclose(pair[1](ids).logits, pair[0](ids).logits, atol=1e-6)
+    got, want = (jax.jit(model.__call__)(ids).logits for model in (pair[1], pair[0]))
+    np.testing.assert_allclose(got, want, atol=1e-6)
     tokens = [model.generate(ids, max_new_tokens=6, do_sample=False).sequences for model in pair]
     np.testing.assert_array_equal(*tokens)
 
@@ -153,7 +154,7 @@ def test_rules_that_tell_layers_apart_are_refused() -> None:
 def test_a_training_state_steps_as_layers_one_by_one() -> None:
     ids, losses = jnp.arange(12).reshape(2, 6), []
     for scan in (False, True):
-        model = llama(3, scan_layers=scan)
+        model = llama(2, scan_layers=scan)
         state, pure = model.to_state(optax.adamw(1e-2)), model.pure_transform_fn()
 
         @jax.jit
@@ -164,7 +165,7 @@ def test_a_training_state_steps_as_layers_one_by_one() -> None:
         for _ in range(3):
             state, loss = step(state)
         losses.append(float(loss))
-        assert state.model(ids).logits.shape == (2, 6, 64)
+        assert jax.eval_shape(state.model.__call__, ids).logits.shape == (2, 6, 64)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
@@ -182,8 +183,9 @@ def test_dropout_draws_what_layers_one_by_one_draw() -> None:
 def test_dtypes_follow() -> None:
     model = llama(3, scan_layers=True).half()
     assert {leaf.dtype.name for leaf in jax.tree.leaves(model.params)} == {"float16"}
-    assert model(jnp.ones((1, 4), jnp.int32)).logits.dtype == jnp.float16
-    assert model.resize_token_embeddings(70)(jnp.ones((1, 4), jnp.int32)).logits.shape == (1, 4, 70)
+    ids = jnp.ones((1, 4), jnp.int32)
+    assert jax.eval_shape(model.__call__, ids).logits.dtype == jnp.float16
+    assert jax.eval_shape(model.resize_token_embeddings(70).__call__, ids).logits.shape == (1, 4, 70)
 
 
 class Numbered(nnx.Module):
@@ -217,7 +219,7 @@ def test_tokens_are_generated_from_the_stacks_themselves() -> None:
     model = llama(2, hidden_size=256, intermediate_size=512, scan_layers=True)
     cache = model.init_operations_cache(1, 8)
     token = jnp.ones((1, 1), jnp.int32)
-    cache = model(jnp.ones((1, 3), jnp.int32), cache=cache).cache
+    cache = jax.eval_shape(lambda cache: model(jnp.ones((1, 3), jnp.int32), cache=cache).cache, cache)
     fn = model.pure_transform_fn()
     text = jax.jit(fn).lower(model.params, {"input_ids": token, "cache": cache}).compile().as_text()
     assert text.count('custom_call_target="easydel_few_rows"') == 4  # q, k and v together, o, gate and up, down

@@ -46,14 +46,16 @@ def test_new_tokens_behind_a_cache() -> None:
     mask = replace(AttentionMask(), offset=np.int32(9)).over(held, own=5)
     i, j = np.arange(5)[:, None], np.arange(21)[None]
     visible = np.broadcast_to((j < 9) | ((j >= 16) & (j - 16 <= i)), (2, 5, 21))
-    got, _ = attend(q, k, v, mask, mechanism="auto", scale=0.3, block_size=4, sinks=SINKS)
+    run = jax.jit(lambda *a: attend(*a, mechanism="auto", scale=0.3, block_size=4, sinks=SINKS)[0])
+    got = run(q, k, v, mask)
     np.testing.assert_allclose(got, reference(q, k, v, visible)[0], atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_weights_leave_the_sink_out() -> None:
     q, k, v = inputs(9, 9, 4, 2)
     mask, visible = mask_and_visible("causal", 9, 9)
-    _, weights = attend(q, k, v, mask, mechanism="auto", scale=0.3, sinks=SINKS, return_weights=True)
+    run = jax.jit(lambda *a: attend(*a, mechanism="auto", scale=0.3, sinks=SINKS, return_weights=True)[1])
+    weights = run(q, k, v, mask)
     np.testing.assert_allclose(weights, reference(q, k, v, visible)[1], atol=TOLERANCE)
 
 
@@ -64,8 +66,8 @@ def test_gradients_of_the_mechanisms_agree_and_are_finite() -> None:
     def loss(parts: Any, sinks: Any, mechanism: str) -> jax.Array:
         return (attend(*parts, mask, mechanism=mechanism, scale=0.3, block_size=4, sinks=sinks)[0] ** 2).sum()
 
-    want = jax.tree.leaves(jax.grad(loss, argnums=(0, 1))((q, k, v), SINKS, "vanilla"))
-    got = jax.tree.leaves(jax.grad(loss, argnums=(0, 1))((q, k, v), SINKS, "blockwise"))
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
+    want, got = (jax.tree.leaves(gradients((q, k, v), SINKS, name)) for name in ("vanilla", "blockwise"))
     assert np.abs(want[-1][:3]).min() > 1e-3, "sinks without a gradient test nothing"
     for one, other in zip(got, want, strict=True):
         assert np.isfinite(one).all()
