@@ -73,8 +73,21 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("block", [8192, 5], ids=["", "blocks"])  # 23 classes: the last block is not full
-@pytest.mark.parametrize("name", CASES)
+# In several blocks those that change what a block computes; 23 classes: the last block is not full.
+IN_BLOCKS = ("plain", "bias", "embedding_bias_cap")
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        pytest.param(name, block, id=f"{name}-blocks" if block == 5 else name, marks=[pytest.mark.slow] if slow else [])
+        for name in CASES
+        for block, slow in (
+            (8192, name in ("one_token", "shifted_on_request", "smoothing", "z_loss")),
+            (5, name not in IN_BLOCKS),
+        )
+    ],
+)
 def test_loss_and_gradients_are_those_of_torch(name, block, monkeypatch):
     monkeypatch.setattr("easydel.loss.chunked.BLOCK", block)
     fields, how, formula = CASES[name]
@@ -132,7 +145,7 @@ def loss_of(hidden, kernel, labels=LABELS, config=None):
 
 @pytest.mark.parametrize("wrapper", [jax.checkpoint, jax.jit, lambda f: jax.checkpoint(jax.jit(f))])
 def test_gradients_go_through_other_transformations(wrapper):
-    want = jax.grad(loss_of, (0, 1))(HIDDEN, KERNEL)
+    want = jax.jit(jax.grad(loss_of, (0, 1)))(HIDDEN, KERNEL)
     got = jax.jit(jax.grad(lambda h, k: 2 * wrapper(loss_of)(h, k), (0, 1)))(HIDDEN, KERNEL)
     for one, other in zip(got, want, strict=True):
         np.testing.assert_allclose(one, 2 * other, atol=1e-6)
@@ -145,18 +158,19 @@ def test_gradients_go_through_a_scan_and_a_vmap():
 
         return jax.lax.scan(step, 0.0, jnp.stack([HIDDEN, 2 * HIDDEN]))[0]
 
-    want = jax.grad(lambda k: loss_of(HIDDEN, k) + loss_of(2 * HIDDEN, k))(KERNEL)
-    np.testing.assert_allclose(jax.grad(accumulated)(KERNEL), want, atol=1e-6)
+    want = jax.jit(jax.grad(lambda k: loss_of(HIDDEN, k) + loss_of(2 * HIDDEN, k)))(KERNEL)
+    np.testing.assert_allclose(jax.jit(jax.grad(accumulated))(KERNEL), want, atol=1e-6)
     mapped = jax.grad(lambda k: jax.vmap(loss_of, (0, None))(jnp.stack([HIDDEN, 2 * HIDDEN]), k).sum())
-    np.testing.assert_allclose(mapped(KERNEL), want, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(mapped)(KERNEL), want, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_weights_are_summed_in_float32(dtype):
     hidden, kernel = jnp.asarray(HIDDEN, dtype), jnp.asarray(KERNEL, dtype)
-    loss, gradients = jax.value_and_grad(loss_of, (0, 1))(hidden, kernel)
+    run = jax.jit(jax.value_and_grad(loss_of, (0, 1)))
+    loss, gradients = run(hidden, kernel)
     wide = [x.astype(jnp.float32) for x in (hidden, kernel)]
-    exact, expected = jax.value_and_grad(loss_of, (0, 1))(*wide)
+    exact, expected = run(*wide)
     np.testing.assert_allclose(loss, exact, rtol=1e-6)  # logits are not rounded in between
     for got, want in zip(gradients, expected, strict=True):
         assert got.dtype == dtype
@@ -232,13 +246,27 @@ def sharded_step(dims, kernel_spec, config, transposed=False):
 
     run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnums=2)
     placed = (given[0], jax.device_put(given[1], sharding))
-    alone = jax.value_and_grad(loss, (0, 1), has_aux=True)(*map(jnp.asarray, given), None)
+    alone = run(*given, None)
     program = run.lower(*placed, mesh).compile()
     return alone, program(*placed), program.as_text()
 
 
-@pytest.mark.parametrize("transposed", [False, True], ids=["head", "embedding"])
-@pytest.mark.parametrize("dims", [(1, 8, 1, 1, 1), (1, 1, 1, 8, 1), (1, 2, 1, 4, 1), (2, 1, 1, 2, 2)], ids=str)
+DIMS = [(1, 8, 1, 1, 1), (1, 1, 1, 8, 1), (1, 2, 1, 4, 1), (2, 1, 1, 2, 2)]
+ALSO_TRANSPOSED = DIMS[2:3]
+
+
+@pytest.mark.parametrize(
+    ("dims", "transposed"),
+    [
+        *(pytest.param(dims, False, id=f"{dims}-head") for dims in DIMS),
+        *(
+            pytest.param(
+                dims, True, id=f"{dims}-embedding", marks=[] if dims in ALSO_TRANSPOSED else [pytest.mark.slow]
+            )
+            for dims in DIMS
+        ),
+    ],
+)
 def test_eight_devices_compute_the_same_and_never_exchange_logits(dims, transposed):
     spec = ("tp", "fsdp") if transposed else ("fsdp", "tp")
     config = LossConfig(token_chunk_size=4, z_loss_coefficient=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_a_padded_classifier_has_the_logits_and_loss_of_transformers(name):
     mask = (ids != 0).astype(np.int32)
     with torch.no_grad():
         expected = theirs(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), labels=torch.tensor(labels))
-    out = model(input_ids=jnp.asarray(ids), attention_mask=jnp.asarray(mask), labels=jnp.asarray(labels))
+    out = jax.jit(model.__call__)(input_ids=ids, attention_mask=mask, labels=labels)
     np.testing.assert_allclose(out.logits, expected.logits.numpy(), atol=1e-6)
     np.testing.assert_allclose(out.loss, expected.loss.item(), rtol=1e-5)
     assert model.model_task == "sequence-classification"

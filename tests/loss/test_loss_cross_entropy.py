@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +73,7 @@ def test_value_and_gradient_are_those_of_torch(smoothing, reduction):
     expected = torch.nn.functional.cross_entropy(theirs.reshape(-1, 11), torch.tensor(LABELS).reshape(-1), **kinds)
     expected.backward()
     config = LossConfig(**kinds)
-    loss, grad = jax.value_and_grad(lambda x: cross_entropy(x, jnp.asarray(LABELS), config)[0])(jnp.asarray(LOGITS))
+    loss, grad = jax.jit(jax.value_and_grad(lambda x: cross_entropy(x, LABELS, config)[0]))(LOGITS)
     np.testing.assert_allclose(loss, expected.item(), rtol=1e-6)
     np.testing.assert_allclose(grad, theirs.grad.numpy(), atol=1e-6)
     assert (np.asarray(grad)[LABELS == -100] == 0).all()
@@ -179,11 +181,13 @@ def test_arithmetic_in_float64_needs_it_switched_on():
 def test_micro_batches_combine_to_one_batch(fields):
     config = LossConfig(**fields)
 
+    @functools.partial(jax.value_and_grad, has_aux=True)
     def value(logits, labels):
         return task_loss("causal-lm", logits, labels, config)
 
-    (whole, _), expected = jax.value_and_grad(value, has_aux=True)(jnp.asarray(LOGITS), LABELS)
-    parts = [jax.value_and_grad(value, has_aux=True)(jnp.asarray(LOGITS[i, None]), LABELS[i, None]) for i in (0, 1)]
+    run = jax.jit(value)
+    (whole, _), expected = run(LOGITS, LABELS)
+    parts = [run(LOGITS[i, None], LABELS[i, None]) for i in (0, 1)]
     counts = [metrics["num_tokens"] for (_, metrics), _ in parts]
     assert counts[0] != counts[1]
     total = sum(counts)

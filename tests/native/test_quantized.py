@@ -30,6 +30,9 @@ SHAPES = [
     (45, 3, 64),
     (130, 1, 16),
 ]
+# What the narrower kernels are tested with beyond a few shapes is slow.
+EVERY = [(shape, True) for shape in SHAPES] + [(shape, False) for shape in (SHAPES[1], SHAPES[4], SHAPES[7])]
+EVERY += [pytest.param(shape, False, marks=pytest.mark.slow) for shape in SHAPES if (shape, False) not in EVERY]
 POINTS = [-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0]
 POINTS += [0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0]
 
@@ -68,8 +71,7 @@ def assert_close(got, x, want_weights, tolerance: float = TOLERANCE) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("widest", [True, False], ids=["widest", "avx2"])
+@pytest.mark.parametrize(("shape", "widest"), EVERY, ids=lambda x: {True: "widest", False: "avx2"}.get(x, str(x)))
 def test_kernels_equal_the_product_in_float64(kind, shape, widest):
     codes, scales, _, want = weights(kind, *shape)
     for rows in (1, 2, 3, 4, 5, 8):
@@ -81,8 +83,7 @@ def test_kernels_equal_the_product_in_float64(kind, shape, widest):
 
 @needs_kernels
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("widest", [True, False], ids=["widest", "avx2"])
+@pytest.mark.parametrize(("shape", "widest"), EVERY, ids=lambda x: {True: "widest", False: "avx2"}.get(x, str(x)))
 def test_integer_kernels_are_exact(kind, shape, widest):
     """With scales of powers of two, sums below 2^24 of them are exact in float32 as well: not one bit may differ."""
     codes, _, plain, _ = weights(kind, *shape)
@@ -99,7 +100,11 @@ def test_integer_kernels_are_exact(kind, shape, widest):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(130, 37, 64), (77, 9, 16), (50, 6, 10), (50, 6, 7)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(130, 37, 64), (50, 6, 7), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((77, 9, 16), (50, 6, 10)))],
+    ids=str,
+)
 def test_without_kernels_results_are_the_same(kind, shape, monkeypatch):
     codes, scales, _, want = weights(kind, *shape)
     options = {"kind": kind, "group_size": shape[2]}
