@@ -90,7 +90,12 @@ def assert_unchanged(model, before):
 
 
 # ---------------------------------------------------------------------- against transformers
-@pytest.mark.parametrize(("family", "tied"), CASES)
+QUICK = {("gpt2", True), ("llama", False)}
+
+
+@pytest.mark.parametrize(
+    ("family", "tied"), [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
+)
 def test_a_resized_model_is_transformers_resized(family, tied, tmp_path):
     model = fresh(family, tied)
     before, params = logits(model), flatten(model.params)
@@ -214,7 +219,7 @@ def test_storage_dtype_stays():
     np.testing.assert_array_equal(after[:, :OLD], before)
 
 
-@pytest.mark.parametrize("mean_resizing", [True, False])
+@pytest.mark.parametrize("mean_resizing", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_sharded_model_stays_sharded(mean_resizing):
     alone = master().resize_token_embeddings(NEW, mean_resizing=mean_resizing)
     model = sharded().resize_token_embeddings(NEW, mean_resizing=mean_resizing)
