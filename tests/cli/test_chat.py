@@ -37,10 +37,10 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def with_template(tmp_path_factory, tokenizer):
-    """The embedded model in a folder of its own, with a chat template."""
+def with_template(tmp_path_factory, shorter_folder):
+    """The same model in a folder of its own, with a chat template."""
     folder = tmp_path_factory.mktemp("chat")
-    for file in embedded_model_path().iterdir():
+    for file in shorter_folder.iterdir():
         (folder / file.name).symlink_to(file)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
@@ -50,33 +50,33 @@ def chat(said: str, *arguments: str):
     return CliRunner().invoke(app, ["chat", *arguments], input=said)
 
 
-def answer_of(embedded, text: str, *, special: bool, new: int = 8) -> str:
+def answer_of(shorter, text: str, *, special: bool, new: int = 8) -> str:
     """What `generate` itself makes of a text."""
-    model, tokenizer = embedded
+    model, tokenizer = shorter
     ids = np.array([tokenizer.encode(text, add_special_tokens=special)])
     made = np.asarray(model.generate(ids, max_new_tokens=new, do_sample=False).sequences)[0, ids.shape[1] :]
     return tokenizer.decode(made, skip_special_tokens=True)
 
 
-def test_without_a_template_the_text_so_far_goes_on(embedded):
-    done = chat("def read(path):\n\nimport os\n", *GREEDY, "--system", "# a module")
+def test_without_a_template_the_text_so_far_goes_on(shorter, shorter_folder):
+    done = chat("def read(path):\n\nimport os\n", str(shorter_folder), *GREEDY, "--system", "# a module")
     assert done.exit_code == 0, done.output
     start = "# a module\ndef read(path):"
-    first = answer_of(embedded, start, special=True)
-    second = answer_of(embedded, f"{start}{first}\nimport os", special=True)
+    first = answer_of(shorter, start, special=True)
+    second = answer_of(shorter, f"{start}{first}\nimport os", special=True)
     assert done.stdout == f"{first}\n{second}\n"
     assert done.stderr.count("no chat template") == 1
 
 
-def test_with_a_template_the_turns_are_what_it_makes_of_them(embedded, with_template, tmp_path):
+def test_with_a_template_the_turns_are_what_it_makes_of_them(shorter, with_template, tmp_path):
     done = chat(
         f"one\n//two\n/save {tmp_path}/talk.json\n/exit\nnot read\n", str(with_template), *GREEDY, "--system", "s"
     )
     assert done.exit_code == 0, done.output
     start = "<|begin|>system\ns<|end|><|begin|>user\none<|end|><|begin|>assistant\n"
-    first = answer_of(embedded, start, special=False)
+    first = answer_of(shorter, start, special=False)
     again = f"{start}{first}<|end|><|begin|>user\n/two<|end|><|begin|>assistant\n"
-    second = answer_of(embedded, again, special=False)
+    second = answer_of(shorter, again, special=False)
     assert done.stdout == f"{first}\n{second}\n"
     assert "no chat template" not in done.stderr
     roles = ("system", "user", "assistant", "user", "assistant")
@@ -85,11 +85,11 @@ def test_with_a_template_the_turns_are_what_it_makes_of_them(embedded, with_temp
     assert json.loads((tmp_path / "talk.json").read_text()) == saved
 
 
-def test_clear_forgets_and_the_seed_decides(tmp_path):
-    hot = ("--temperature", "1.5", "--top-p", "1", "--max-new-tokens", "12")
+def test_clear_forgets_and_the_seed_decides(shorter_folder):
+    hot = (str(shorter_folder), "--temperature", "1.5", "--top-p", "1", "--max-new-tokens", "12")
     one, again, other = (chat("x = \nx = \n", *hot, "--seed", seed).stdout for seed in ("1", "1", "7"))
     assert one == again != other
-    first, second = (chat("/clear\n" * n + "x = \n/clear\nx = \n", *GREEDY).stdout for n in (0, 1))
+    first, second = (chat("/clear\n" * n + "x = \n/clear\nx = \n", str(shorter_folder), *GREEDY).stdout for n in (0, 1))
     assert first == second
     half = len(first) // 2
     assert first[:half] == first[half:], "after /clear the same message gets the same greedy answer"
@@ -119,8 +119,8 @@ def test_what_is_wrong_is_one_line_and_exit_code_1_without_a_terminal(said, argu
     assert (tmp_path / "there.json").read_text() == "mine"
 
 
-def test_quantized():
-    done = chat("def f(x):\n", *GREEDY, "--quantization", "8bit", "--dtype", "bfloat16")
+def test_quantized(shorter_folder):
+    done = chat("def f(x):\n", str(shorter_folder), *GREEDY, "--quantization", "8bit", "--dtype", "bfloat16")
     assert done.exit_code == 0, done.output
     assert done.stdout.strip()
 

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import easydel
-from easydel.assets import embedded_model_path
 from easydel.cli.app import app
 from easydel.paths import named_variables
 from easydel.verification import matching, recording, reference
@@ -63,10 +62,22 @@ def broken(monkeypatch, path, change):
             "llama",
             ["embeddings", "model.layers.0", "model.layers.1", "model.norm", "logits"],
         ),
-        ("mixtral", ["embeddings", "model.layers.0", "model.layers.1", "model.norm", "logits"]),
-        ("bert", ["embeddings", "bert.encoder.layer.0", "bert.encoder.layer.1", "logits"]),
-        ("gpt2", ["embeddings", "transformer.h.0", "transformer.h.1", "transformer.ln_f", "logits"]),
-        ("mamba2", ["embeddings", "backbone.layers.0", "backbone.layers.1", "backbone.norm_f", "logits"]),
+        pytest.param(
+            "mixtral", ["embeddings", "model.layers.0", "model.layers.1", "model.norm", "logits"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "bert", ["embeddings", "bert.encoder.layer.0", "bert.encoder.layer.1", "logits"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "gpt2", ["embeddings", "transformer.h.0", "transformer.h.1", "transformer.ln_f", "logits"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "mamba2", ["embeddings", "backbone.layers.0", "backbone.layers.1", "backbone.norm_f", "logits"],
+            marks=pytest.mark.slow,
+        ),
         (
             "t5",
             [
@@ -88,15 +99,24 @@ def test_what_is_equal_is_called_equal(checkpoint, family, parts):
 @pytest.mark.parametrize(
     ("family", "path", "name"),
     [
-        ("qwen3", "model/layers/1/self_attn/q_norm/scale", "model.layers.1.self_attn.q_norm"),
+        pytest.param(
+            "qwen3", "model/layers/1/self_attn/q_norm/scale", "model.layers.1.self_attn.q_norm", marks=pytest.mark.slow
+        ),
         ("mixtral", "model/layers/1/mlp/experts/up_proj/kernel", "model.layers.1.mlp.experts"),
-        ("bert", "bert/embed_positions/embedding", "bert.embeddings.position_embeddings"),
+        pytest.param(
+            "bert", "bert/embed_positions/embedding", "bert.embeddings.position_embeddings", marks=pytest.mark.slow
+        ),
         ("gpt2", "transformer/layers/1/self_attn/k_proj/kernel", "transformer.h.1.attn"),
-        ("mamba2", "backbone/layers/1/mixer/A_log", "backbone.layers.1.mixer"),
-        ("t5", "model/decoder/layers/1/cross_attn/v_proj/kernel", "decoder.block.1.layer.1.EncDecAttention.v"),
+        pytest.param("mamba2", "backbone/layers/1/mixer/A_log", "backbone.layers.1.mixer", marks=pytest.mark.slow),
+        pytest.param(
+            "t5",
+            "model/decoder/layers/1/cross_attn/v_proj/kernel",
+            "decoder.block.1.layer.1.EncDecAttention.v",
+            marks=pytest.mark.slow,
+        ),
         # The first layer holds the table of all layers' positions, which is no module of the layer here.
         ("t5", "model/encoder/relative_attention_bias/embedding", "encoder.block.0.layer.0.SelfAttention"),
-        ("llama", "model/norm/scale", "model.norm"),
+        pytest.param("llama", "model/norm/scale", "model.norm", marks=pytest.mark.slow),
         ("llama", "lm_head/kernel", "lm_head"),
     ],
 )
@@ -199,8 +219,8 @@ def test_bfloat16_has_a_tolerance_of_its_own(checkpoint):
     assert 1e-3 < found.largest_error < found.tolerance == 5e-2  # one rounding is 2e-3
 
 
-def test_a_text_is_compared_with_the_checkpoints_tokenizer():
-    result = run(embedded_model_path(), "--text", "def read(path):", "--json")
+def test_a_text_is_compared_with_the_checkpoints_tokenizer(shorter_folder):
+    result = run(shorter_folder, "--text", "def read(path):", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["batch"] == 1
