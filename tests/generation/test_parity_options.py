@@ -13,7 +13,6 @@ from tests.models.pairs import Pair, pair
 from tests.models.table import FAMILIES, cases
 
 WRITERS = [family for family, variant in cases("generate") if variant == FAMILIES[family].main.name]
-QUICK = ["llama", "t5"]
 
 
 def main(family: str) -> Pair:
@@ -98,7 +97,8 @@ def test_each_processor(family: str, name: str) -> None:
     same(case, ids, **options)
 
 
-@pytest.mark.parametrize("family", QUICK)
+# T5 has a source of its own beside the prompt: both kinds of processors look at other tokens.
+@pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.slow), "t5"])
 def test_processors_together(family: str) -> None:
     case = main(family)
     ids = prompts(case)
@@ -175,7 +175,7 @@ def test_every_search(family: str, name: str, seed: int) -> None:
     same(case, ids, **options)
 
 
-@pytest.mark.parametrize(("family", "beams"), [("llama", 1), ("t5", 3)])
+@pytest.mark.parametrize(("family", "beams"), [("llama", 1), pytest.param("t5", 3, marks=pytest.mark.slow)])
 def test_recorded_scores_and_logits(family: str, beams: int) -> None:
     case = main(family)
     ids = prompts(case)

@@ -58,12 +58,11 @@ def not_twice(input_ids: jax.Array, scores: jax.Array) -> jax.Array:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"temperature": 1.2, "top_p": 0.9, "seed": 5},
-        {"stop_strings": ["return", "\n\n"], "repetition_penalty": 1.1},
-        {"logits_processor": [not_twice], "min_new_tokens": 3},
+        pytest.param({}, id="greedy"),
+        pytest.param({"temperature": 1.2, "top_p": 0.9, "seed": 5}, id="sampled", marks=pytest.mark.slow),
+        pytest.param({"stop_strings": ["return", "\n\n"], "repetition_penalty": 1.1}, id="stopped"),
+        pytest.param({"logits_processor": [not_twice], "min_new_tokens": 3}, id="processed", marks=pytest.mark.slow),
     ],
-    ids=["greedy", "sampled", "stopped", "processed"],
 )
 def test_text_is_that_of_generate(embedded: Any, tokenizer: Any, options: dict[str, Any]) -> None:
     ids = np.array([tokenizer.encode("def read(path):\n    ")])
@@ -75,12 +74,12 @@ def test_text_is_that_of_generate(embedded: Any, tokenizer: Any, options: dict[s
     assert all(isinstance(piece, str) and piece for piece in pieces)
 
 
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_streamer_is_given_what_transformers_gives(embedded: Any, batch: int) -> None:
     reference = transformers.LlamaForCausalLM.from_pretrained(embedded_model_path(), dtype=torch.float32).eval()
     ids = np.random.default_rng(2).integers(2, 4096, (batch, 6))
     ours, theirs = Recorder(), Recorder()
-    free = embedded.generate(ids, max_new_tokens=NEW).sequences
+    free = embedded.generate(ids, max_new_tokens=NEW, output_scores=True).sequences
     options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": int(free[0, 6 + 9]), "pad_token_id": 1}
     out = embedded.generate(ids, streamer=ours, **options, output_scores=True)
     with torch.no_grad():
@@ -112,7 +111,7 @@ def test_transformers_streamers_work_as_they_are(
         embedded.generate(ids.repeat(2, 0), streamer=transformers.TextStreamer(tokenizer))
 
 
-@pytest.mark.parametrize("model", [llama, forgetful])
+@pytest.mark.parametrize("model", [llama, pytest.param(forgetful, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:.*takes no cache")
 def test_rows_prompts_and_answers(model: Any) -> None:
     ids = np.random.default_rng(0).integers(0, VOCAB, (3, 5))
@@ -167,11 +166,13 @@ def test_a_closed_stream_makes_no_more_and_keeps_nothing() -> None:
     assert list(stream) == []
 
 
-def test_the_second_stream_compiles_nothing(tokenizer: Any, embedded: Any) -> None:
+def test_the_second_stream_compiles_nothing(tokenizer: Any) -> None:
+    model = llama(vocab=len(tokenizer))
+
     def run(text: str, new: int, **options: Any) -> None:
         ids = np.array([tokenizer.encode(text)])
-        list(embedded.stream(ids, tokenizer=tokenizer, max_new_tokens=new, **options))
-        embedded.generate(ids, streamer=Recorder(), max_new_tokens=new, **options)
+        list(model.stream(ids, tokenizer=tokenizer, max_new_tokens=new, **options))
+        model.generate(ids, streamer=Recorder(), max_new_tokens=new, **options)
 
     run("x = 1", 10, temperature=0.7)
     with CompilationCounter() as counter:
