@@ -15,7 +15,7 @@ from easydel.training import Trainer, TrainingArguments
 
 VOCAB, LENGTH, ROWS = 32, 12, 8
 SIZES = dict(
-    vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+    vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
     num_key_value_heads=2, attention_dropout=0.1,
 )  # fmt: skip
 

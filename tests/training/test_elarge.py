@@ -14,7 +14,7 @@ from easydel.training.logs import read_log
 from tests.training.runs import bits
 
 LLAMA = {
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 4096,
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 4096,
     "num_key_value_heads": 2,
 }  # fmt: skip
 FRESH = {"model_type": "llama", "tokenizer": "stdlib-4m", "config": LLAMA}

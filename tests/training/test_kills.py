@@ -44,7 +44,8 @@ def whole(tmp_path_factory, compiled):
     return folder, first
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow  # ../distributed/test_kills.py kills runs of several processes, test_trainer.py in its own process
+@pytest.mark.parametrize("kills", [1, 20])
 def test_killed_again_and_again(whole, compiled, tmp_path, kills):
     moments = random.Random(kills)
     done = 0
