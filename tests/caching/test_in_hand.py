@@ -162,9 +162,6 @@ def test_one_row_serves_prompts_of_several_lengths() -> None:
     ids[:, :10] = ids[0, :10]
     mask[1, 15:], mask[2, 22:] = False, False
     cache = after(llama(), ids[:1, :10])
-    want = llama().generate(ids, attention_mask=mask, **OPTIONS)
-    got = llama().generate(ids, attention_mask=mask, cache=cache, **OPTIONS)
-    np.testing.assert_array_equal(new(got), new(want))
     beams = {"max_new_tokens": 6, "num_beams": 2, "num_return_sequences": 2}
     np.testing.assert_array_equal(
         llama().generate(ids, attention_mask=mask, cache=cache, **beams).sequences,

@@ -170,7 +170,9 @@ def test_a_model_runs_on_it(name: str) -> None:
 
 
 def test_generate_keeps_int8() -> None:
-    model = easydel.LlamaForCausalLM(easydel.LlamaConfig(**SMALL, **HEADS, eos_token_id=None))
+    model = easydel.LlamaForCausalLM(
+        easydel.LlamaConfig(**SMALL | {"num_hidden_layers": 1}, **HEADS, eos_token_id=None)
+    )
     options: dict[str, Any] = {"max_new_tokens": 9, "cache_implementation": "quantized"}
     got = model.generate(IDS, **options).sequences
     cache = model.init_operations_cache(2, 32, dtype="int8")

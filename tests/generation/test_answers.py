@@ -45,7 +45,7 @@ EVERYTHING = {
     "options",
     [
         pytest.param(EVERYTHING, id="greedy", marks=pytest.mark.slow),
-        pytest.param(EVERYTHING | {"temperature": 1.2, "min_p": 0.02}, id="sampled"),
+        pytest.param(EVERYTHING | {"temperature": 1.2, "min_p": 0.02}, id="sampled", marks=pytest.mark.slow),
         pytest.param(EVERYTHING | {"num_beams": 3}, id="beams"),
     ],
 )
@@ -58,7 +58,7 @@ def test_padded_rows_equal_the_same_rows_alone(options: dict[str, Any]) -> None:
     assert len(np.unique(together, axis=0)) == 3
     # Draws come from a key for each row: of rows alone only the first has the same.
     for index, row in enumerate(rows if "temperature" not in options else rows[:1]):
-        alone = answers(row[None], pad_token_id=0, **options)[0, len(row) :]
+        alone = answers(row[None].repeat(3, 0), pad_token_id=0, **options)[0, len(row) :]  # so many: the same program
         np.testing.assert_array_equal(together[index, : len(alone)], alone)
         assert (together[index, len(alone) :] == 0).all()
 
@@ -110,7 +110,9 @@ def test_beam_sampling_follows_the_seed_and_rows_their_keys() -> None:
     one, same, other = (answers(ids, seed=seed, **options) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
-    np.testing.assert_array_equal(answers(ids[:1], seed=1, **options), one[:1])
+    other = answers(np.stack([ids[0], ids[1, ::-1]]), seed=1, **options)
+    np.testing.assert_array_equal(other[0], one[0])
+    assert (other[1, 5:] != one[1, 5:]).any()
 
 
 def test_more_ends_than_a_vocabulary_has_continuations_are_refused() -> None:
@@ -130,7 +132,7 @@ def has_seven_tokens(input_ids: jax.Array, scores: jax.Array) -> jax.Array:
     return (input_ids >= 0).sum(axis=1) >= 7
 
 
-@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("beams", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_own_functions(beams: int) -> None:
     ids, mask = prompt(2, 5), np.array([[1] * 5, [0, 0, 1, 1, 1]])
     out = answers(ids, attention_mask=mask, logits_processor=[only_even, not_the_last], num_beams=beams)
@@ -205,7 +207,10 @@ OWN = {"num_beams": 2, "stopping_criteria": [has_seven_tokens], "logits_processo
 MANY = EVERYTHING | {"temperature": 1.2, "num_return_sequences": 2}
 
 
-@pytest.mark.parametrize("exactly", [False, True], ids=["at once", "length by length"])
+@pytest.mark.parametrize(
+    "exactly",
+    [pytest.param(False, id="at once"), pytest.param(True, id="length by length", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize(
     "options",
     [
