@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -32,6 +33,15 @@ MESHES = {
     "five": (1, 5, 1, 1, 1),
     "six": (1, 3, 1, 2, 1),
 }
+
+
+ONE_OF_A_KIND = ("llama", "gpt2", "mamba2", "mixtral", "bert", "t5")
+"""Families of other parts than each other's; those that are like Llama are slow here."""
+
+
+def one_of_a_kind() -> list[Any]:
+    """Return every family's name as a test's parameter, with its marks."""
+    return [pytest.param(name, marks=[] if name in ONE_OF_A_KIND else pytest.mark.slow) for name in FAMILIES]
 
 
 def mesh_named(name: str) -> Mesh:

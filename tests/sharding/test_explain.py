@@ -22,8 +22,8 @@ from easydel.infra.construct import abstract_module
 from easydel.paths import named_variables
 from easydel.sharding import parse_mesh
 from easydel.sharding.explain_picture import held_parts
-from tests.models.table import FAMILIES, sampled
-from tests.sharding.held import MESHES, family, held, mesh_named, zeros
+from tests.models.table import FAMILIES
+from tests.sharding.held import MESHES, family, held, mesh_named, one_of_a_kind, zeros
 
 P = PartitionSpec
 pytestmark = pytest.mark.filterwarnings(r"ignore:\d+ mesh axis\(es\) dropped")
@@ -36,7 +36,7 @@ def tiny(**fields):
     return abstract_module(LlamaForCausalLM, LlamaConfig(**SIZES, num_attention_heads=4, **fields))
 
 
-@pytest.mark.parametrize("name", sampled())
+@pytest.mark.parametrize("name", one_of_a_kind())
 def test_every_device_holds_what_is_said(name):
     model = zeros(*family(name))
     assert len(ON[name]) == 7 + (name == "mixtral")

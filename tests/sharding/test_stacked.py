@@ -13,8 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from easydel import LlamaConfig, LlamaForCausalLM, ShardingError
 from easydel.paths import flatten, named_variables
 from easydel.sharding import create_arrays
-from tests.models.table import sampled
-from tests.sharding.held import bits, family, held, live, mesh_named
+from tests.sharding.held import bits, family, held, live, mesh_named, one_of_a_kind
 
 P = PartitionSpec
 pytestmark = pytest.mark.filterwarnings(r"ignore:\d+ mesh axis\(es\) dropped")
@@ -30,7 +29,10 @@ def lazy(*, scan: bool = True, mesh=None, rules=None):
     return LlamaForCausalLM.lazy_init(llama(scan=scan), mesh_named("tp") if mesh is None else mesh, rules)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "t5"])
+# Layers that are stacked two by two; two stacks.
+@pytest.mark.parametrize(
+    "name", ["gemma2", "t5", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama", "gpt2"))]
+)
 def test_created_in_place_they_are_those_of_layers_one_by_one(name):
     cls, config = family(name)
     config.scan_layers = True
@@ -56,7 +58,7 @@ def test_created_in_place_they_are_those_of_layers_one_by_one(name):
     assert said.bytes_per_device == one_by_one.bytes_per_device
 
 
-@pytest.mark.parametrize("name", sampled())
+@pytest.mark.parametrize("name", one_of_a_kind())
 def test_a_lazy_model_has_one_row_a_stack(name):
     cls, config = family(name)
     config.scan_layers = True
