@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from easydel import LlamaConfig, plan_training
@@ -70,6 +72,11 @@ TABLE = 4 * 512 * 64
 ROWS, LENGTH = 8, 32
 
 
+@functools.cache
+def planned(axes):
+    return plan_training(LlamaConfig(**SHAPE), axes, batch_size=ROWS, sequence_length=LENGTH, policies=())
+
+
 @pytest.mark.parametrize(("axes", "tp", "tables"), [("fsdp=4", 1, 2), ("fsdp=4,tp=2", 2, 2)])
 def test_parameters_are_gathered_forward_and_backward_and_gradients_summed_once(axes, tp, tables):
     """To the byte, but for norms and scalars in the sums (1%): they are summed too, and they are small.
@@ -77,7 +84,7 @@ def test_parameters_are_gathered_forward_and_backward_and_gradients_summed_once(
     The embedding is looked up once, and its gradient needs no table. The head, in no scan, stays gathered until
     backward.
     """
-    plan = plan_training(LlamaConfig(**SHAPE), axes, batch_size=ROWS, sequence_length=LENGTH, policies=())
+    plan = planned(axes)
     gathered, summed = (plan.collective_bytes_per_step[kind]["fsdp"] for kind in ("all_gather", "all_reduce"))
     assert gathered == (3 * 2 * LAYER + tables * TABLE) // tp
     assert summed == pytest.approx((3 * LAYER + 2 * TABLE) / tp, rel=0.01)
@@ -85,7 +92,7 @@ def test_parameters_are_gathered_forward_and_backward_and_gradients_summed_once(
 
 def test_activations_are_summed_over_tp_four_times_a_layer():
     """Two forward, two backward; the lookup and the head's gradient add one each, softmax a few numbers a token."""
-    plan = plan_training(LlamaConfig(**SHAPE), "fsdp=4,tp=2", batch_size=ROWS, sequence_length=LENGTH, policies=())
+    plan = planned("fsdp=4,tp=2")
     tokens = ROWS // 4 * LENGTH
     hidden, products = 4 * tokens * 64, 4 * 3 + 2
     # Backward XLA sums the parts of q, k and v, and of gate and up, one by one on CPUs: 5 in place of 2.
@@ -93,8 +100,7 @@ def test_activations_are_summed_over_tp_four_times_a_layer():
 
 
 def test_one_device_sends_nothing_and_dp_only_gradients():
-    shared = {"batch_size": ROWS, "sequence_length": LENGTH, "policies": ()}
-    assert plan_training(LlamaConfig(**SHAPE), {}, **shared).collective_bytes_per_step == {}
-    plan = plan_training(LlamaConfig(**SHAPE), "dp=4", **shared)
+    assert planned("dp=1").collective_bytes_per_step == {}
+    plan = planned("dp=4")
     assert plan.collective_bytes_per_step.keys() == {"all_reduce"}
     assert plan.collective_bytes_per_step["all_reduce"]["dp"] == pytest.approx(4 * plan.parameters, rel=0.001)
