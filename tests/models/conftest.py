@@ -1,6 +1,6 @@
 """The report of a proof's test says what the test compared; `tests/models/families.py` reads it.
 
-Every run has of each family, in its main variant, what computing, loading, saving, training and generating could break.
+Every run has of each family, in its main variant, what computing, loading, saving, training and caching could break.
 What its other variants are there for, and what shared layers do, whatever the family, is proved in every run of
 `SAMPLE`; of the other families in the slow group (`make families`, or `ARGS="-m slow"`), which runs the whole table.
 """
@@ -20,7 +20,7 @@ OF_THE_SAMPLE = {
     *("nf4", "8bit", "a8bit", "a8q", "a4q", "quantized_sharding", "lora_identity", "lora_merged", "lora_sharding"),
     *("scan", "scan_cache", "remat", "mechanisms", "sdpa", "bfloat16", "mask_width", "gaps", "end_of_text"),
     *("dropout", "fresh", "padding_token", "positions", "embeds", "segments", "sharding", "right_padding"),
-    *("tasks", "left_padding"),
+    *("tasks", "left_padding", "generate"),
 }
 
 

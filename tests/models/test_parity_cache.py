@@ -10,7 +10,7 @@ import pytest
 
 from tests.models.inputs import int32, pad
 from tests.models.pairs import Pair, close, pair
-from tests.models.table import cases
+from tests.models.table import FAMILIES, cases, quick
 
 SAME = 1e-5  # the same sums in another order
 SIZES = (3, 1, 1, 3, 1, 3)
@@ -37,18 +37,34 @@ def run_in_parts(
     return np.concatenate(parts, axis=1)
 
 
+def padded(case: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """Return two rows, the second with four tokens of padding."""
+    length = PREFILL + sum(SIZES)
+    return pad([case.ids(1, length)[0], case.ids(1, length - 4, seed=1)[0]], length, left=True)
+
+
 @pytest.mark.proof("cache")
 @pytest.mark.parametrize(("family", "variant"), cases("cache"))
 def test_cached_equals_uncached(family: str, variant: str) -> None:
     case = pair(family, variant)
-    length = PREFILL + sum(SIZES)
-    ids, mask = pad([case.ids(1, length)[0], case.ids(1, length - 4, seed=1)[0]], length, left=True)
+    ids, mask = padded(case)
     want = np.asarray(case.run(**case.continuing(ids, mask)).logits)
-    modes = (
-        {"prompt": None} if case.variant is not case.family.main else {"prompt": None, "new": None, "starts": [0, 4]}
-    )
-    for mode, starts in modes.items():
-        cache = case.ours.init_operations_cache(2, length + 5, starts=None if starts is None else int32(starts))
+    cache = case.ours.init_operations_cache(2, ids.shape[1] + 5)
+    got = run_in_parts(case, cache, ids, mask, "prompt")
+    close(got[mask == 1], want[mask == 1], SAME)
+
+
+MAINS = [pytest.param(n, v, marks=quick(n)) for n, v in cases("cache") if v == FAMILIES[n].main.name]
+
+
+@pytest.mark.proof("cache")
+@pytest.mark.parametrize(("family", "variant"), MAINS)
+def test_padding_may_be_told_with_every_part_or_to_the_cache(family: str, variant: str) -> None:
+    case = pair(family, variant)
+    ids, mask = padded(case)
+    want = np.asarray(case.run(**case.continuing(ids, mask)).logits)
+    for mode, starts in {"new": None, "starts": [0, 4]}.items():
+        cache = case.ours.init_operations_cache(2, ids.shape[1] + 5, starts=None if starts is None else int32(starts))
         got = run_in_parts(case, cache, ids, mask, mode)
         close(got[mask == 1], want[mask == 1], SAME, mode)
 

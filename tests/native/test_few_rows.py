@@ -33,7 +33,7 @@ def calls_kernel(function, *args) -> bool:
 
 
 @needs_kernels
-@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 32])
 @pytest.mark.parametrize("shape", [(576, 1536), (1537, 577), (7, 10_001), (70_003, 1), (8, 3)], ids=str)
 def test_equals_the_product_in_float64(rows, shape):
     x, kernel = normal(rows, shape[0]), normal(*shape)
@@ -43,8 +43,9 @@ def test_equals_the_product_in_float64(rows, shape):
 
 
 @needs_kernels
-def test_several_together_equal_each_alone():
-    x, kernels = normal(3, 300), [normal(300, width) for width in (301, 7, 64)]
+@pytest.mark.parametrize("rows", [3, 7])
+def test_several_together_equal_each_alone(rows):
+    x, kernels = normal(rows, 300), [normal(300, width) for width in (301, 7, 64)]
     scales = [np.abs(x) @ np.abs(kernel) for kernel in kernels]
     together = jax.jit(native.few_rows)(x, kernels)
     for got, kernel, scale in zip(together, kernels, scales, strict=True):
@@ -55,11 +56,12 @@ def test_several_together_equal_each_alone():
 
 
 @needs_kernels
-def test_a_row_does_not_depend_on_its_company():
-    x, kernel = normal(4, 513), normal(513, 300)
+@pytest.mark.parametrize(("least", "most"), [(1, 4), (5, 16)], ids=["read at once", "more rows"])
+def test_a_row_does_not_depend_on_its_company(least, most):
+    x, kernel = normal(most, 513), normal(513, 300)
     together = one(x, kernel)
-    for row in range(4):
-        np.testing.assert_array_equal(one(x[row : row + 1], kernel)[0], together[row])
+    for row in range(0, most - least):
+        np.testing.assert_array_equal(one(x[row : row + least], kernel)[0], together[row])
 
 
 @needs_kernels
@@ -104,7 +106,7 @@ def layer(**options) -> Linear:
 def test_a_linear_layer_takes_it_for_few_rows_only():
     linear, x = layer(use_bias=True, bias_init=nnx.initializers.ones), jnp.asarray(normal(2, 2, 256))
     assert calls_kernel(linear, x)
-    assert not calls_kernel(linear, jnp.ones((3, 6, 256)))
+    assert not calls_kernel(linear, jnp.ones((3, 11, 256)))
     assert not calls_kernel(layer(dtype=jnp.bfloat16), x)
     assert not calls_kernel(Linear(64, 64, rngs=nnx.Rngs(0)), jnp.ones((1, 1, 64)))
     want = np.asarray(x, np.float64) @ np.asarray(linear.kernel.get_value(), np.float64) + 1
