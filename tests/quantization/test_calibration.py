@@ -13,9 +13,13 @@ from easydel.stacked import layer_paths
 from tests.quantization.tiny import CALIBRATION, IDS, assert_unharmed, held, llama, logits
 
 
+def shallow():
+    return llama(num_hidden_layers=1)
+
+
 def planted():
     """Return a model with channels 100 times as large between norms and projections, to no other effect."""
-    model = llama()
+    model = shallow()
     for layer in model.model.layers:
         for norm, layers in (
             (layer.input_layernorm, (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)),
@@ -30,14 +34,14 @@ def planted():
 
 def test_a8bit_beats_8bit_on_planted_outliers():
     exact = logits(planted())
-    np.testing.assert_allclose(exact, logits(llama()), atol=1e-4)  # the planted factors cancel
+    np.testing.assert_allclose(exact, logits(shallow()), atol=1e-4)  # the planted factors cancel
     plain = np.abs(logits(planted().quantize("8bit")) - exact).mean()
     aware = np.abs(logits(planted().quantize("a8bit", calibration=CALIBRATION)) - exact).mean()
     assert aware < 0.5 * plain
 
 
 def test_observed_inputs_are_those_of_the_layers():
-    model = llama()
+    model = shallow()
     before = held(model)
     first = [one for one in candidates(model) if one.path == "model/layers/0/self_attn/q_proj"]
     notes = observe(model, first, [{"input_ids": IDS}, {"input_ids": IDS[:1]}])
@@ -68,13 +72,13 @@ def test_stacked_layers_are_calibrated_as_single_ones_are():
 
 
 def test_without_batches_it_warns_and_factors_are_powers_of_the_mean():
-    model = llama()
+    model = shallow()
     with pytest.warns(UserWarning, match="calibrated on a few random tokens"):
         model.quantize("a8bit")
     scale = np.asarray(model.lm_head.input_scale.get_value())
     assert (scale > 0).all()
-    again = llama().quantize("a8bit", calibration=[{"input_ids": IDS}])
-    notes = observe(llama(), [one for one in candidates(llama()) if one.path == "lm_head"], [{"input_ids": IDS}])
+    again = shallow().quantize("a8bit", calibration=[{"input_ids": IDS}])
+    notes = observe(shallow(), [one for one in candidates(shallow()) if one.path == "lm_head"], [{"input_ids": IDS}])
     mean = notes["lm_head"].total / notes["lm_head"].count
     mean = mean / np.exp(np.log(mean).mean())
     got = np.asarray(again.lm_head.input_scale.get_value())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,8 +49,18 @@ def rounded(x: np.ndarray, layer) -> np.ndarray:
     return np.round(np.divide(x, largest, where=largest > 0, out=np.zeros_like(x))) * largest.astype(np.float64)
 
 
-@pytest.mark.parametrize("mechanism", ["auto", "blocks", "without kernels", "ragged"])
-@pytest.mark.parametrize("method", METHODS)
+# Factors of inputs change nothing about the codes of 8bit.
+SLOW = {("8bit", "auto"), *((method, "blocks") for method in ("8bit", "a8bit", "a4q"))}
+SLOW |= {(method, "without kernels") for method in ("8bit", "a8bit", "a8q")}
+
+
+@pytest.mark.parametrize(
+    ("method", "mechanism"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case in SLOW else ())
+        for case in itertools.product(METHODS, ["auto", "blocks", "without kernels", "ragged"])
+    ],
+)
 def test_product_is_the_formula_and_gradients_pass_straight_through(method, mechanism, monkeypatch):
     layer = quantized(method)
     if mechanism == "without kernels":
