@@ -47,7 +47,14 @@ def scanned() -> Any:
     return easydel.LlamaForCausalLM(config, rngs=nnx.Rngs(1))
 
 
-@pytest.mark.parametrize("kind", ["full", "recurrent, full and sliding", "in a scan"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("full", marks=pytest.mark.slow),
+        "recurrent, full and sliding",
+        pytest.param("in a scan", marks=pytest.mark.slow),
+    ],
+)
 def test_pieces_give_the_logits_of_the_whole(kind: str) -> None:
     """Rows of 700 and 5 tokens: one large piece and three small ones, all but the last of them padding for one row."""
     model = {"full": llama, "recurrent, full and sliding": mixed, "in a scan": scanned}[kind]()
@@ -66,6 +73,7 @@ def test_pieces_give_the_logits_of_the_whole(kind: str) -> None:
     np.testing.assert_array_equal(cache.seen, [700, 5])
 
 
+@pytest.mark.slow
 def test_padded_rows_give_the_tokens_of_the_row_alone() -> None:
     ids, mask = prompts(3, 300), np.ones((3, 300), bool)
     mask[1, :290], mask[2, :40] = False, False
@@ -97,9 +105,9 @@ def count_compilations(model: Any, cases: list[tuple[int, int]]) -> int:
 
 def test_few_compilations_for_lengths_and_batches_in_any_order() -> None:
     model = llama(vocab=25)
-    # Rows of 1 in caches of 256 and 1024 slots, rows of 4 in 256: each a program for prompts and one for the loop.
-    assert 0 < count_compilations(model, [(1, 1), (3, 200), (1, 600), (4, 30), (1, 77)]) <= 6
-    assert count_compilations(model, [(1, 251), (3, 1), (4, 150), (1, 700)]) == 0
+    # Rows of 1 and of 4 in caches of 256 slots: each a program for prompts and one for the loop.
+    assert 0 < count_compilations(model, [(1, 1), (3, 200), (4, 30), (1, 77)]) <= 4
+    assert count_compilations(model, [(1, 230), (3, 1), (4, 150)]) == 0
 
 
 @pytest.mark.slow

@@ -79,12 +79,12 @@ def test_a_training_step_has_the_same_operations_whatever_the_depth(remat: str) 
 
 
 def test_some_layers_of_another_kind_are_a_stack_of_their_own() -> None:
-    fields = {"num_hidden_layers": 4, "num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 4}
+    fields = {"num_hidden_layers": 3, "num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 4}
     pair = [
         Qwen2ForCausalLM(Qwen2Config(**SHAPE, **fields, max_window_layers=2, scan_layers=scan), rngs=nnx.Rngs(0))
         for scan in (False, True)
     ]
-    assert list(pair[1].model.layers.stacks()) == ["0:2:1", "2:4:1"]
+    assert list(pair[1].model.layers.stacks()) == ["0:2:1", "2:3:1"]
     ids = jnp.arange(16).reshape(2, 8)
     got, want = (jax.jit(model.__call__)(ids).logits for model in (pair[1], pair[0]))
     np.testing.assert_allclose(got, want, atol=1e-6)
@@ -172,8 +172,9 @@ def test_a_training_state_steps_as_layers_one_by_one() -> None:
 def test_dropout_draws_what_layers_one_by_one_draw() -> None:
     ids, logits = jnp.arange(12).reshape(2, 6), []
     for scan in (False, True):
-        model = llama(3, scan_layers=scan, attention_dropout=0.5)
-        logits.append(model.pure_transform_fn()(model.params, {"input_ids": ids}, rngs=jax.random.key(1)).logits)
+        model = llama(2, scan_layers=scan, attention_dropout=0.5)
+        forward = jax.jit(model.pure_transform_fn())
+        logits.append(forward(model.params, {"input_ids": ids}, rngs=jax.random.key(1)).logits)
         model.train()
         one, two = model(ids).logits, model(ids).logits
         assert np.abs(one - two).max() > 1e-3, "the keys that were drawn are counted"

@@ -102,13 +102,13 @@ def test_loss_and_gradients_are_those_of_torch(name, block, monkeypatch):
     assert metrics["loss"] == loss
 
 
-@pytest.mark.parametrize("size", [1, 4, "auto"])
+@pytest.mark.parametrize("size", [1, pytest.param(4, marks=pytest.mark.slow), "auto"])
 def test_metrics_are_those_of_whole_logits(size):
     coarse = np.round(HIDDEN)  # with a kernel of few values, several tokens tie for the largest logit
     kernel = np.round(KERNEL[:, :5])
     labels = (LABELS % 5).astype(np.int32)
     fields = {"z_loss_coefficient": 0.1, "label_smoothing": 0.1}
-    whole = task_loss("causal-lm", coarse @ kernel, labels, LossConfig(**fields))[1]
+    whole = jax.jit(lambda: task_loss("causal-lm", coarse @ kernel, labels, LossConfig(**fields)))()[1]
     chunked = LossConfig(**fields, token_chunk_size=size)
     loss, metrics = jax.jit(lambda: task_loss("causal-lm", UncomputedLogits(coarse, kernel), labels, chunked))()
     assert metrics.keys() == whole.keys()
@@ -132,7 +132,7 @@ def test_no_label_at_all_costs_nothing():
         np.testing.assert_array_equal(gradient, 0)
 
 
-@pytest.mark.parametrize("label", [VOCAB, 400, -1, -99])
+@pytest.mark.parametrize("label", [VOCAB, -99, *(pytest.param(label, marks=pytest.mark.slow) for label in (400, -1))])
 def test_a_label_outside_the_vocabulary_gives_nan(label):
     labels = LABELS.copy()
     labels[0, 4] = label
@@ -143,7 +143,14 @@ def loss_of(hidden, kernel, labels=LABELS, config=None):
     return task_loss("seq2seq", UncomputedLogits(hidden, kernel), labels, config or LossConfig(token_chunk_size=4))[0]
 
 
-@pytest.mark.parametrize("wrapper", [jax.checkpoint, jax.jit, lambda f: jax.checkpoint(jax.jit(f))])
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        pytest.param(jax.checkpoint, marks=pytest.mark.slow),
+        pytest.param(jax.jit, marks=pytest.mark.slow),
+        lambda f: jax.checkpoint(jax.jit(f)),
+    ],
+)
 def test_gradients_go_through_other_transformations(wrapper):
     want = jax.jit(jax.grad(loss_of, (0, 1)))(HIDDEN, KERNEL)
     got = jax.jit(jax.grad(lambda h, k: 2 * wrapper(loss_of)(h, k), (0, 1)))(HIDDEN, KERNEL)
@@ -164,7 +171,7 @@ def test_gradients_go_through_a_scan_and_a_vmap():
     np.testing.assert_allclose(jax.jit(mapped)(KERNEL), want, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_half_precision_weights_are_summed_in_float32(dtype):
     hidden, kernel = jnp.asarray(HIDDEN, dtype), jnp.asarray(KERNEL, dtype)
     run = jax.jit(jax.value_and_grad(loss_of, (0, 1)))
@@ -187,13 +194,14 @@ def test_arithmetic_in_half_precision_is_rounded_but_close():
 
 
 def test_micro_batches_combine_to_one_batch():
-    config = LossConfig(token_chunk_size=4)
-    whole, expected = jax.value_and_grad(loss_of, 1)(HIDDEN, KERNEL, LABELS, config)
+    def task_loss_of(hidden, kernel, labels):
+        return task_loss("seq2seq", UncomputedLogits(hidden, kernel), labels, LossConfig(token_chunk_size=4))
+
+    run = jax.jit(jax.value_and_grad(task_loss_of, 1, has_aux=True))
+    (whole, _), expected = run(HIDDEN, KERNEL, LABELS)
     parts = []
     for row in range(BATCH):
-        given = (UncomputedLogits(HIDDEN[row, None], KERNEL), LABELS[row, None], config)
-        gradient = jax.grad(lambda k, row=row: loss_of(HIDDEN[row, None], k, LABELS[row, None], config))(KERNEL)
-        loss, metrics = task_loss("seq2seq", *given)
+        (loss, metrics), gradient = run(HIDDEN[row, None], KERNEL, LABELS[row, None])
         parts.append((metrics["num_tokens"], loss, gradient))
     weights = [count for count, _, _ in parts]
     assert weights[0] != weights[1]

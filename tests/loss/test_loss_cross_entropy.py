@@ -63,8 +63,10 @@ def test_cross_entropy_is_the_formula(fields):
         np.testing.assert_allclose(metrics["z_loss"], z, rtol=1e-6)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(
+    ("reduction", "smoothing"),
+    [("mean", 0.0), ("sum", 0.2), *(pytest.param(*c, marks=pytest.mark.slow) for c in (("sum", 0.0), ("mean", 0.2)))],
+)
 def test_value_and_gradient_are_those_of_torch(smoothing, reduction):
     import torch
 
@@ -106,7 +108,7 @@ def test_large_logits_do_not_overflow():
     np.testing.assert_allclose(loss, 2e4)
 
 
-@pytest.mark.parametrize("label", [11, 400, -1, -99])
+@pytest.mark.parametrize("label", [11, -99, *(pytest.param(label, marks=pytest.mark.slow) for label in (400, -1))])
 def test_a_label_outside_the_classes_gives_nan(label):
     labels = LABELS.copy()
     labels[0, 2] = label
@@ -157,7 +159,7 @@ def test_shifting_is_the_task_s_unless_the_config_says(task):
         )
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_arithmetic_in_another_dtype(dtype):
     expected, _, _ = reference(LOGITS, LABELS)
     loss, metrics = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), LossConfig(compute_dtype=dtype))
