@@ -14,6 +14,7 @@ from easydel.sharding import create_mesh
 from tests.sharding.held import zeros
 
 # As users compile, not as `tests/conftest.py` and plans do: that machine code changes no buffer is part of the proof.
+# It takes ten times as long, so that one test that is not slow does it.
 AS_USUAL = {
     "xla_backend_optimization_level": 3,
     "xla_cpu_use_fusion_emitters": True,
@@ -27,7 +28,14 @@ def mesh_of(**axes: int) -> Mesh:
 
 
 def compiled_step(
-    cls: Any, config: Any, mesh: Mesh, shapes: dict[str, tuple[int, ...]], optimizer: Any = None, **options: Any
+    cls: Any,
+    config: Any,
+    mesh: Mesh,
+    shapes: dict[str, tuple[int, ...]],
+    optimizer: Any = None,
+    *,
+    as_usual: bool = False,
+    **options: Any,
 ) -> Any:
     """Compile it for real, sharded arrays: nothing of `easydel.planning` has a part in it."""
     if config.scan_layers or options:
@@ -39,7 +47,7 @@ def compiled_step(
     for name, shape in shapes.items():
         spec = PartitionSpec(("dp", "fsdp"), *("sp",) * (len(shape) > 1 and shape[1] % mesh.shape["sp"] == 0))
         batch[name] = jax.device_put(jnp.zeros(shape, jnp.int32), NamedSharding(mesh, spec))
-    return jax.jit(_step, donate_argnums=0).lower(state, batch).compile(AS_USUAL)
+    return jax.jit(_step, donate_argnums=0).lower(state, batch).compile(AS_USUAL if as_usual else None)
 
 
 def _step(state: Any, batch: dict[str, jax.Array]) -> tuple[Any, jax.Array]:
