@@ -277,6 +277,7 @@ def text_run(tmp_path):
     return make
 
 
+@pytest.mark.slow  # data that begin again: test_data_rows.py; all devices: test_train.py of the command
 def test_steps_go_through_the_data_as_often_as_they_need(text_run, tmp_path):
     result = text_run("steps", max_steps=12).train()
     assert (result.reason, result.progress.iteration) == ("max_steps", 12)

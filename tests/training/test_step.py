@@ -118,7 +118,7 @@ def test_dropout_depends_on_seed_and_step_alone():
     assert params[0] == params[1]
 
 
-# The trainer's tests run where fsdp or dp and tp split.
+# The run of chats in test_elarge.py is split over fsdp and tp.
 SLOW = [(1, 8, 1, 1, 1), (2, 2, 1, 2, 1)]
 
 
