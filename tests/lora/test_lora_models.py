@@ -38,8 +38,10 @@ EVERY = pytest.mark.parametrize(
 )
 
 
-def adapted(pattern: str | None = Q_AND_V, method: str | None = None, scan: bool = False, **options: Any) -> Any:
-    model = llama(scan_layers=scan)
+def adapted(
+    pattern: str | None = Q_AND_V, method: str | None = None, scan: bool = False, layers: int = 2, **options: Any
+) -> Any:
+    model = llama(scan_layers=scan, num_hidden_layers=layers)
     if method:
         model.quantize(method)
     return model.apply_lora_to_layers(8, 16, pattern, **options)
@@ -96,8 +98,9 @@ def test_the_default_pattern_is_every_linear_layer_but_the_head() -> None:
 
 @SLOW_SCAN
 def test_merged_is_unmerged_and_the_base_comes_back_bit_by_bit(scan: bool) -> None:
+    layers = 2 if scan else 1
     for options in ({}, {"use_dora": True}):
-        model = randomise(adapted(None, scan=scan, **options))
+        model = randomise(adapted(None, scan=scan, layers=layers, **options))
         before, want = arrays_of(model), logits(model)
         assert model.merge_adapter() is model
         np.testing.assert_allclose(logits(model), want, rtol=0, atol=SAME)
@@ -121,7 +124,7 @@ def test_merged_is_unmerged_and_the_base_comes_back_bit_by_bit(scan: bool) -> No
             model.unmerge_adapter()
         assert model.unwrap_lora_to_layers() is model
         assert not model.lora_is_enabled
-        assert model.graphdef == llama(scan_layers=scan).graphdef
+        assert model.graphdef == llama(scan_layers=scan, num_hidden_layers=layers).graphdef
         np.testing.assert_allclose(logits(model), want, rtol=0, atol=SAME)
         with pytest.raises(ValueError, match="no adapters"):
             model.merge_and_unload()
@@ -168,9 +171,9 @@ def test_folding_into_floats_reports_nothing() -> None:
 
 
 def test_adapters_are_exchanged_without_compiling() -> None:
-    model = randomise(adapted(), seed=1)
+    model = randomise(adapted(layers=1), seed=1)
     assert (model.adapter_names, model.active_adapter) == (["default"], "default")
-    plain, first = logits(llama()), logits(model)
+    plain, first = logits(llama(num_hidden_layers=1)), logits(model)
     model.add_adapter("second", LoraConfig(8, 4, Q_AND_V), rngs=nnx.Rngs(7))
     assert (model.adapter_names, model.active_adapter) == (["default", "second"], "default")
     np.testing.assert_array_equal(logits(model), first)
@@ -237,7 +240,7 @@ def test_a_swap_moves_no_numbers() -> None:
 
 
 def test_weighted_sums() -> None:
-    model = randomise(adapted(), seed=1, scale=0.3)
+    model = randomise(adapted(layers=1), seed=1, scale=0.3)
     model.add_adapter("second", LoraConfig(4, 4, Q_AND_V + "|o_proj")).set_adapter("second")
     randomise(model, seed=2, scale=0.3)
     from easydel.lora import get_adapter
@@ -343,7 +346,7 @@ def test_a_merged_model_is_saved_with_its_adapters_folded(tmp_path: Any) -> None
 
 def test_tied_weights_are_untied(tmp_path: Any) -> None:
     for pattern, options in (("lm_head", {}), ("embed_tokens", {"embeddings": True})):
-        model = llama(tie_word_embeddings=True)
+        model = llama(tie_word_embeddings=True, num_hidden_layers=1)
         config, before = model.config, logits(model)
         with pytest.warns(UserWarning, match=r"untied.*lm_head is a copy"):
             model.apply_lora_to_layers(4, 8, pattern, **options)
@@ -357,7 +360,7 @@ def test_tied_weights_are_untied(tmp_path: Any) -> None:
         loaded = type(model).from_pretrained(tmp_path / pattern)
         assert not loaded.config.tie_word_embeddings
         np.testing.assert_allclose(logits(loaded), want, rtol=0, atol=SAME)
-    model = llama(tie_word_embeddings=True)
+    model = llama(tie_word_embeddings=True, num_hidden_layers=1)
     graphdef = model.graphdef
     with pytest.raises(ValueError, match="rank_pattern"):
         model.apply_lora_to_layers(4, 8, "lm_head", rank_pattern={"q_proj": 2})

@@ -25,7 +25,7 @@ BATCH = {"input_ids": IDS, "labels": IDS}
 
 def adapted(method: str | None, scan: bool, *, early: bool = False) -> Any:
     """Return a model with random adapters; `early`: it is sharded before it gets them."""
-    model = llama(scan_layers=scan)
+    model = llama(scan_layers=scan, num_hidden_layers=2 if scan else 1)
     if method:
         model.quantize(method, group_size=16)
     if early:
@@ -75,7 +75,7 @@ def test_eight_devices_compute_what_one_does(method: str | None, scan: bool) -> 
 
 
 def test_training_swapping_and_folding_on_eight_devices() -> None:
-    one = llama().apply_lora_to_layers(lora_dropout=0.1)
+    one = llama(num_hidden_layers=1).apply_lora_to_layers(lora_dropout=0.1)
     eight = nnx.clone(one).shard_model(mesh=create_mesh(MESH))
     finals = []
     for model in (one, eight):
@@ -95,7 +95,7 @@ def test_training_swapping_and_folding_on_eight_devices() -> None:
     trained.unmerge_adapter()
     assert_unharmed(trained, before)
     trained.add_adapter("second", LoraConfig(dropout=0.1)).set_adapter("second")
-    np.testing.assert_allclose(logits(trained), logits(llama()), rtol=0, atol=SAME)
+    np.testing.assert_allclose(logits(trained), logits(llama(num_hidden_layers=1)), rtol=0, atol=SAME)
     trained.set_adapter("default")
     np.testing.assert_array_equal(logits(trained), want)
     kernel = trained.model.layers[0].self_attn.q_proj.kernel.get_value().sharding
@@ -105,7 +105,7 @@ def test_training_swapping_and_folding_on_eight_devices() -> None:
 
 
 def test_spreading_and_gathering_take_adapters_along() -> None:
-    model = randomise(llama().apply_lora_to_layers())
+    model = randomise(llama(num_hidden_layers=1).apply_lora_to_layers())
     want = logits(model)
     mesh = create_mesh((1, 8, 1, 1, 1))
     model.fully_shard(mesh)

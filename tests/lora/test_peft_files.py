@@ -77,8 +77,9 @@ def both_ways(tmp_path: Any, family: str, variant: str, **options: Any) -> Any:
     return ours
 
 
-QUICK = ("llama", "gpt2", "qwen3", "mixtral", "t5")  # one of each kind; the others run with the slow tests
-SLOW = ("layers", "excluded", "head", "tied", "tied head", "fused, whole", "experts, down")
+QUICK = ("gpt2", "mixtral", "t5")  # one of each kind beside the options' Llama; the others run with the slow tests
+SLOW = ("layers", "excluded", "head", "whole head", "tied", "tied embedding", "tied head", "fused, whole")
+SLOW += ("experts, down",)
 
 
 def quick(names: Any, slow: Any) -> list[Any]:
