@@ -118,9 +118,12 @@ class Subject:
 
 
 @functools.cache
-def subject(name: str, *, scan: bool = False) -> Subject:
-    """Return a family of the table, its layers stored one by one or stacked."""
+def subject(name: str, *, scan: bool = False, layers: int | None = None) -> Subject:
+    """Return a family of the table, its layers stored one by one or stacked; `layers` of them (a decoder's too)."""
     cls, config = family(name)
+    for count in ("num_hidden_layers", "num_decoder_layers"):
+        if layers and getattr(config, count, None):
+            setattr(config, count, layers)
     params = numbers(cls(config, rngs=nnx.Rngs(0)), small_queries=name == "t5")
     chosen = cls.config_class(**{**config.to_dict(), "scan_layers": scan})
     return Subject(lambda: zeros(cls, chosen), params, inputs_of(config))

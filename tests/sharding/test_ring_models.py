@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,15 +41,29 @@ def check(got: tuple[np.ndarray, dict[str, np.ndarray]], want: tuple[np.ndarray,
 
 # Of 16 tokens, up to 2 on a device; Gemma 2 has windows of 6 and soft-caps, BERT sees in both directions. Two rows are
 # padded, and labels are random: none at the border of two devices is like its neighbour.
-PAIRS = [("llama", 8), ("gemma2", 4), ("bert", 2)]
-MORE = [("llama", 2), ("llama", 4), ("gemma2", 2), ("gemma2", 8), ("bert", 4), ("bert", 8), ("t5", 4), ("mixtral", 4)]
+PAIRS = [("gemma2", 8), ("bert", 2)]
+MORE = [
+    ("llama", 2),
+    ("llama", 4),
+    ("llama", 8),
+    ("gemma2", 2),
+    ("gemma2", 4),
+    ("bert", 4),
+    ("bert", 8),
+    ("t5", 4),
+    ("mixtral", 4),
+]
 
 
 @pytest.mark.parametrize(("family", "sp"), [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE)])
 def test_loss_and_gradients_are_those_of_one_device(family: str, sp: int) -> None:
     case = subject(family)
-    want = case.alone.loss, case.alone.gradients
-    check(learned(case.build(split(sp)), case.inputs), want)
+    check(learned(case.build(split(sp)), case.inputs), alone(family))
+
+
+@functools.cache
+def alone(family: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    return learned(subject(family).build(), subject(family).inputs)
 
 
 def everything() -> Any:
@@ -95,7 +110,7 @@ def tiny(**fields: Any) -> Any:
     """Return a config of whose step activations take most."""
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 8192}
     heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    return easydel.LlamaConfig(**sizes, **heads, **fields)
+    return easydel.LlamaConfig(**sizes | heads | fields)
 
 
 def temporary(sp: int, **fields: Any) -> int:
@@ -108,9 +123,9 @@ def temporary(sp: int, **fields: Any) -> int:
 
 
 def test_a_long_sequence_takes_each_device_its_part() -> None:
-    ring = temporary(8)
-    assert ring <= temporary(1) / 6
-    assert ring <= temporary(2) / 3, "a quarter, and what does not depend on the sequence"
+    ring, two, one = (temporary(sp, num_hidden_layers=1) for sp in (8, 2, 1))
+    assert ring <= one / 6
+    assert ring <= two / 3, "a quarter, and what does not depend on the sequence"
 
 
 @pytest.mark.parametrize(

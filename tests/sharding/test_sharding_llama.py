@@ -57,17 +57,24 @@ def make():
 
 @pytest.fixture(scope="module")
 def alone():
-    model = make()
-    return train_step(model.to_state(SGD)), model.generate(PROMPT, max_new_tokens=12).sequences
+    return train_step(make().to_state(SGD))
 
 
-@pytest.fixture(scope="module", params=MESHES)
+@pytest.fixture(scope="module")
+def tokens():
+    return make().generate(PROMPT, max_new_tokens=12).sequences
+
+
+# The slow ones, and more families, in test_mesh_equality.py.
+@pytest.fixture(
+    scope="module", params=["all", *(pytest.param(m, marks=pytest.mark.slow) for m in MESHES if m != "all")]
+)
 def sharded(request):
     return make().shard_model(mesh=create_mesh(MESHES[request.param]))
 
 
 def test_logits_loss_gradients_and_a_step_are_equal(alone, sharded):
-    (logits, loss, grads, state), _ = alone
+    logits, loss, grads, state = alone
     logits_8, loss_8, grads_8, state_8 = train_step(sharded.to_state(SGD))
     # float32 sums in another order
     np.testing.assert_allclose(logits_8, logits, atol=1e-5)
@@ -78,8 +85,9 @@ def test_logits_loss_gradients_and_a_step_are_equal(alone, sharded):
     assert len(flatten(grads_8)["lm_head/kernel"].devices()) == 8
 
 
-def test_greedy_tokens_are_equal(alone, sharded):
-    np.testing.assert_array_equal(sharded.generate(PROMPT, max_new_tokens=12).sequences, alone[1])
+@pytest.mark.slow  # as in test_mesh_equality.py
+def test_greedy_tokens_are_equal(tokens, sharded):
+    np.testing.assert_array_equal(sharded.generate(PROMPT, max_new_tokens=12).sequences, tokens)
 
 
 def test_optimizer_state_is_sharded_as_its_parameters(sharded):
@@ -108,7 +116,7 @@ def test_full_sharding_holds_an_eighth_per_device(model):
 
 
 def test_full_sharding_computes_the_same(alone, model):
-    (logits, loss, _, _), _ = alone
+    logits, loss, _, _ = alone
     logits_8, loss_8, _, _ = train_step(model.fully_shard().to_state(SGD))
     np.testing.assert_allclose(logits_8, logits, atol=1e-5)
     np.testing.assert_allclose(loss_8, loss, atol=1e-5)
