@@ -14,10 +14,12 @@ from easydel.cli.app import app
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory):
+def shown(tmp_path_factory, shorter_folder):
     folder = tmp_path_factory.mktemp("demo") / "out"
     arguments = ["demo", "--steps", "6", "--tokens", "6", "--output", str(folder)]
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "embedded_model_path", lambda: shorter_folder)
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
     assert result.exit_code == 0, result.output
     return folder, result.output
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from easydel.assets import embedded_model_path
 from easydel.cli.app import app
 from easydel.cli.text import stream_text
 
@@ -19,15 +18,16 @@ def generate(*options: str) -> str:
     return result.stdout
 
 
-def test_greedy_text_is_what_the_library_generates(embedded):
-    model, tokenizer = embedded
+def test_greedy_text_is_what_the_library_generates(shorter, shorter_folder):
+    model, tokenizer = shorter
     input_ids = np.array([tokenizer.encode(PROMPT)])
     expected = model.generate(input_ids=input_ids, max_new_tokens=12, do_sample=False).sequences[0]
-    shown = generate("--temperature", "0", "--model", str(embedded_model_path()))
+    shown = generate("--temperature", "0", "--model", str(shorter_folder))
     assert shown == tokenizer.decode(expected, skip_special_tokens=True) + "\n"
 
 
 def test_the_seed_decides_the_sample():
+    """Of the embedded model, which is the default."""
     one, again, other = (generate("--seed", seed, "--temperature", "2", "--top-p", "1") for seed in ("1", "1", "2"))
     assert one == again
     assert one != other

@@ -53,6 +53,7 @@ def test_json_holds_all_of_it(folder):
     assert found["collective_bytes_per_step"]["all_gather"]["fsdp"] > 0
 
 
+@pytest.mark.slow  # docs/planning.md looks for one, and tests/planning does in Python
 def test_a_mesh_is_looked_for(folder):
     result = run(folder, "--devices", "4", "--memory", "1GB", "--remat", "none", "--json")
     assert result.exit_code == 0, result.output
