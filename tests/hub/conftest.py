@@ -1,4 +1,4 @@
-"""Tests that ask what is left in memory collect garbage often; what earlier tests left is not walked each time."""
+"""Tests that ask what is left in memory collect garbage often: what was there before them is not walked each time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import pytest
 
 
 @pytest.fixture(scope="module", autouse=True)
-def only_new_objects_are_collected() -> Iterator[None]:
-    gc.collect()
-    gc.freeze()
+def thawed_in_the_end() -> Iterator[None]:
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def only_new_objects_are_collected(thawed_in_the_end: None) -> None:
+    gc.freeze()
