@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,14 @@ def test_any_tokens_join_to_their_text(kind: str, together: int) -> None:
         for _ in range(10):
             ids = generator.choice(words, length)
             assert "".join(pieces_of(tokenizer, ids, together)) == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_what_cleaning_makes_of_an_apostrophe_between_spaces_is_not_given_out_early() -> None:
+    """`" n ' t"` becomes `" n't"`, and that `"n't"`."""
+    tokenizer = TOKENIZERS["cleans up"]()
+    for words in itertools.product(["do", " n", " '", " ", "t"], repeat=5):
+        ids = [tokenizer.get_vocab()[word] for word in words]
+        assert "".join(pieces_of(tokenizer, ids)) == tokenizer.decode(ids), words
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bytes beside words"])
