@@ -21,7 +21,7 @@ LLAMA = {
     "vocab_size": 64,
     "hidden_size": 32,
     "intermediate_size": 64,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,  # MixingModel has two of its own
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
@@ -71,7 +71,12 @@ def masters():
     return {name: cls(make(), rngs=nnx.Rngs(0)) for name, (cls, make) in CLASSES.items()}
 
 
-@pytest.fixture(params=[f"{name}-{count}" for name in CLASSES for count in (1, 8)])
+# Each class once, on one device or on eight; the other way round with the slow tests.
+CASES = ["llama-8", "my_model-8", "mixing-1"]
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("llama-1", "my_model-1", "mixing-8")]
+
+
+@pytest.fixture(params=[*CASES, *OTHERS])
 def case(request, masters) -> Case:
     name, count = request.param.split("-")
     mesh = create_mesh((1, -1, 1, 2, 1) if count == "8" else (1,) * 5, devices=jax.devices()[: int(count)])

@@ -101,7 +101,7 @@ def test_manual_cache_control(case, model, input_ids):
     np.testing.assert_allclose(continued.logits, case.logits(model, longer)[:, 8:], atol=1e-5)
 
 
-@pytest.mark.parametrize("pads", [(0, 3), (2, 5)])
+@pytest.mark.parametrize("pads", [(0, 3), pytest.param((2, 5), marks=pytest.mark.slow)])
 def test_starts_mask_out_left_padding(masters, input_ids, pads):
     model = masters["llama"]
     cache = model.init_operations_cache(batch_size=2, max_length=16, starts=jnp.asarray(pads))

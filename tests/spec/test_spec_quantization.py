@@ -8,12 +8,22 @@ import numpy as np
 import pytest
 
 from easydel.paths import flatten
+from tests.spec.conftest import CLASSES
 
 METHODS = ("nf4", "8bit", "a8bit", "a8q", "a4q")
+# Each method on a Llama, but the costly calibration on a class that is quickly compiled
+QUICK = {("llama-8", method) for method in METHODS if method != "a8bit"}
+QUICK |= {("my_model-8", "nf4"), ("mixing-1", "a8bit"), ("mixing-1", "nf4")}
+EVERY = [
+    pytest.param(f"{name}-{count}", method, marks=() if (f"{name}-{count}", method) in QUICK else pytest.mark.slow)
+    for name in CLASSES
+    for count in (1, 8)
+    for method in METHODS
+]
 
 
 @pytest.mark.filterwarnings("ignore:'a8bit' is calibrated on a few random tokens:UserWarning")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("case", "method"), EVERY, indirect=["case"])
 def test_applying_quantization(case, model, input_ids, method):
     exact = case.logits(model, input_ids)
     kernels = {path for path in flatten(model.params) if path.endswith("/kernel")}

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from easydel.paths import flatten
 from tests.spec.conftest import arrays, assert_same
 
-KERNEL = {"llama": "model/layers/1/self_attn/q_proj/kernel", "my_model": "up/kernel", "mixing": "layers/1/kernel"}
+KERNEL = {"llama": "model/layers/0/self_attn/q_proj/kernel", "my_model": "up/kernel", "mixing": "layers/1/kernel"}
 
 
 def _on_one_device(model) -> bool:
