@@ -16,7 +16,9 @@ import pytest
 import yaml
 
 import easydel
+import easydel.assets
 from easydel.infra import registry
+from tests.cli.shorter import write_shorter
 
 ROOT = Path(__file__).parents[2]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
@@ -63,13 +65,22 @@ def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+# Pages that print what the embedded model writes; the others run with its first layer alone.
+WHOLE_MODEL = {"generation"}
 RUNNABLE = [page for page in PAGES if any(not block.skipped for block in blocks(page))]
 
 
+@pytest.fixture(scope="module")
+def first_layer(tmp_path_factory):
+    return write_shorter(tmp_path_factory.mktemp("embedded") / easydel.assets.embedded_model_path().name, 1)
+
+
 @pytest.mark.parametrize("page", RUNNABLE, ids=name)
-def test_blocks_run_and_print_what_the_page_says(page, tmp_path, monkeypatch):
+def test_blocks_run_and_print_what_the_page_says(page, tmp_path, monkeypatch, first_layer):
     """In order, in one namespace and an empty working directory."""
     monkeypatch.chdir(tmp_path)
+    if page.stem not in WHOLE_MODEL:
+        monkeypatch.setattr(easydel.assets, "embedded_model_path", lambda: first_layer)
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is nearly all of the time
     scope = types.ModuleType(f"docs_page_{page.stem}")  # a real module: classes look up their annotations in it
     monkeypatch.setitem(sys.modules, scope.__name__, scope)
