@@ -45,6 +45,7 @@ def whole(tmp_path_factory):
 def test_learns_and_says_so(whole):
     folder, result = whole
     assert (result.reason, result.progress.iteration, result.progress.tokens) == ("max_steps", 8, 8 * 8 * 12)
+    assert result.progress.skipped == 0
     records = read_log(folder / "log.jsonl")
     assert [record["step"] for record in records] == list(range(1, 9))
     assert records[-1]["loss"] < 0.9 * records[0]["loss"]
@@ -54,10 +55,14 @@ def test_learns_and_says_so(whole):
     assert {"grad_norm", "tokens_per_second", "mfu", "memory_bytes", "skipped_steps"} <= records[0].keys()
 
 
-@pytest.mark.parametrize("step", [1, 4, 7])
-def test_a_killed_run_ends_as_the_whole_one(whole, tmp_path, step):
-    with pytest.raises(Killed):
-        trainer(tmp_path, callbacks=[killed_at(step)]).train()
+# Before the first checkpoint, and after it; right after the last one.
+@pytest.mark.parametrize(
+    "steps", [(1, 4), pytest.param((4,), marks=pytest.mark.slow), pytest.param((7,), marks=pytest.mark.slow)]
+)
+def test_a_killed_run_ends_as_the_whole_one(whole, tmp_path, steps):
+    for step in steps:
+        with pytest.raises(Killed):
+            trainer(tmp_path, callbacks=[killed_at(step)]).train()
     seen = []
 
     def spied(index):
@@ -66,13 +71,14 @@ def test_a_killed_run_ends_as_the_whole_one(whole, tmp_path, step):
 
     result = trainer(tmp_path, data=spied).train()
     assert numbers(result.state) == numbers(whole[1].state)
-    assert seen == list(range(step // 3 * 3, 8))  # from the last checkpoint on, each once
+    assert seen == list(range(steps[-1] // 3 * 3, 8))  # from the last checkpoint on, each once
     assert [r["step"] for r in read_log(tmp_path / "log.jsonl")] == list(range(1, 9))
     losses = [[record["loss"] for record in read_log(folder / "log.jsonl")] for folder in (tmp_path, whole[0])]
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+# test_train.py of the command sends both.
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_ends_the_run(whole, tmp_path, number):
     def send(run, record):
         if record["step"] == 5:
@@ -87,6 +93,7 @@ def test_a_signal_saves_and_ends_the_run(whole, tmp_path, number):
     assert numbers(again.state) == numbers(whole[1].state)
 
 
+@pytest.mark.slow  # ../distributed/test_kills.py goes on on other meshes
 def test_resumed_on_another_mesh_as_one_that_changed_there(tmp_path):
     def sharded(dims):
         return tiny_llama().shard_model(mesh=create_mesh(dims))
@@ -101,6 +108,7 @@ def test_resumed_on_another_mesh_as_one_that_changed_there(tmp_path):
     assert killed.model.mesh.shape["tp"] == 2
 
 
+@pytest.mark.slow  # so do those of the run of chats in test_elarge.py
 def test_frozen_parameters_and_accumulation_resume_too(tmp_path):
     fields = {"frozen": "embed_tokens", "gradient_accumulation_steps": 4}
     whole = trainer(tmp_path / "whole", **fields).train()
@@ -135,9 +143,6 @@ class TestNotFinite:
         assert (result.progress.skipped, result.progress.skipped_in_a_row) == (2, 0)
         assert int(result.state.step) == 6
         assert read_log(tmp_path / "log.jsonl")[-1]["skipped_steps"] == 2
-        good = trainer(tmp_path / "good", data=lambda i: self.poisoned()([0, 1, 3, 4, 6, 7][i]), max_steps=6,
-                       model=tiny_llama(attention_dropout=0.0))  # fmt: skip
-        assert good.train().progress.skipped == 0
 
     def test_too_many_in_a_row_stop_the_run_with_the_last_good_state(self, tmp_path):
         run = trainer(tmp_path, data=self.poisoned(4, 5, 6, 7), max_skipped_steps=3, save_steps=None)
@@ -158,7 +163,8 @@ class TestEvaluation:
         run = trainer(tmp_path, eval_data=self.EVAL, eval_steps=2, save_steps=None, save_total_limit=1)
         result = run.train()
         model = result.model
-        told = [model.compute_loss(labels=b["labels"], input_ids=b["input_ids"])[1] for b in self.EVAL]
+        compute = nnx.jit(lambda model, batch: model.compute_loss(**batch)[1])
+        told = [compute(model, batch) for batch in self.EVAL]
         counts = [int(t["num_tokens"]) for t in told]
         expected = sum(float(t["loss"]) * n for t, n in zip(told, counts, strict=True)) / sum(counts)
         assert result.metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
@@ -217,11 +223,6 @@ class TestEvaluation:
             trainer(tmp_path, eval_data=self.EVAL, eval_steps=1, best_metric="bleu").train()
 
 
-@pytest.fixture(scope="module")
-def two_steps(tmp_path_factory):
-    return numbers(TestFieldsHaveAnEffect.run(tmp_path_factory.mktemp("two")).state)
-
-
 class TestFieldsHaveAnEffect:
     """Those that no other test of this file changes."""
 
@@ -238,8 +239,8 @@ class TestFieldsHaveAnEffect:
         ],
         ids=lambda fields: next(iter(fields)),
     )
-    def test_on_what_is_learned(self, two_steps, tmp_path, fields):
-        assert numbers(self.run(tmp_path, **fields).state) != two_steps
+    def test_on_what_is_learned(self, whole, tmp_path, fields):
+        assert numbers(trainer(tmp_path, **fields).train().state) != numbers(whole[1].state)
 
     def test_on_what_is_trained(self, tmp_path):
         result = self.run(tmp_path, trainable="lm_head")
@@ -303,6 +304,7 @@ class TestRefusals:
             ).train()  # fmt: skip
 
 
+@pytest.mark.slow  # as in test_elarge.py
 def test_the_finished_model_is_saved(tmp_path):
     result = trainer(tmp_path, save_model=True, max_steps=2, warmup_steps=0).train()
     loaded = LlamaForCausalLM.from_pretrained(tmp_path / "model")
