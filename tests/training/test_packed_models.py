@@ -16,13 +16,13 @@ GROUPED = SMALL | dict(num_key_value_heads=1, max_position_embeddings=64)
 WINDOWS = GROUPED | dict(sliding_window=5, head_dim=8, query_pre_attn_scalar=8)
 MODELS = {
     "llama": (easydel.LlamaConfig, easydel.LlamaForCausalLM, GROUPED),
-    "gpt2": (easydel.GPT2Config, easydel.GPT2LMHeadModel, dict(vocab_size=4096, n_embd=16, n_layer=2, n_head=2)),
+    "gpt2": (easydel.GPT2Config, easydel.GPT2LMHeadModel, dict(vocab_size=4096, n_embd=16, n_layer=1, n_head=2)),
     "gemma2": (easydel.Gemma2Config, easydel.Gemma2ForCausalLM, WINDOWS),
     "mixtral": (easydel.MixtralConfig, easydel.MixtralForCausalLM, GROUPED | dict(num_local_experts=4)),
     "mamba2": (
         easydel.Mamba2Config,
         easydel.Mamba2ForCausalLM,
-        dict(vocab_size=4096, hidden_size=16, expand=2, num_heads=4, head_dim=8, state_size=4, num_hidden_layers=2,
+        dict(vocab_size=4096, hidden_size=16, expand=2, num_heads=4, head_dim=8, state_size=4, num_hidden_layers=1,
              chunk_size=8, n_groups=2),
     ),
 }  # fmt: skip
@@ -62,7 +62,11 @@ def documents_of(batch, values):
     return found
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Learned positions, rotated ones under a window, and states: the slow ones have no other way to see a token.
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("gpt2", "gemma2", "mamba2") else pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
+)
 def test_packed_equals_unpacked_per_token(name, batches):
     config_class, model_class, fields = MODELS[name]
     model = model_class(config_class(**fields), rngs=nnx.Rngs(0))
