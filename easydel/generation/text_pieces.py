@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 _BROKEN = "\ufffd"  # what a decoder makes of the bytes of a character that is not complete
-# Tokenizers that clean up spaces make "." of " .", "'" of " ' ", then "n't" of " n't" and so on: what may be the beginning
+# Tokenizers that clean up spaces make "." of " .", "'" of " ' ", then "n't" of " n't" and so on: what may begin one.
 _MAY_SHRINK = re.compile(r" +n? *('[vr]?)?\Z")
 _CONTEXT = 32
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from easydel import native
+from easydel.layers.linear import kernels_heed
 from easydel.sharding import at_use, is_on_one_device
 
 FEW_ROWS = 32
@@ -61,7 +62,7 @@ class Embed(nnx.Embed):
         query = query.astype(self.dtype)
         if is_on_one_device() and query.size <= FEW_ROWS * query.shape[-1]:
             rows = query.reshape(-1, query.shape[-1])
-            if self.precision is None and native.serves_few_dots(rows, table):
+            if kernels_heed(self.precision) and native.serves_few_dots(rows, table):
                 return native.few_dots(rows, table).reshape(*query.shape[:-1], -1)
             logits = jnp.einsum("vh,rh->vr", table, rows, precision=self.precision).T
             return logits.reshape(*query.shape[:-1], -1)

@@ -19,9 +19,15 @@ MATRICES = (((1,), (0,)), ((), ()))
 def product(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, *args: Any, **options: Any) -> jax.Array:
     """Compute `jax.lax.dot_general`; a few rows on one CPU, as when tokens are generated, by a kernel of our own."""
     numbers = tuple(tuple(tuple(axes) for axes in pair) for pair in dimension_numbers)
-    if numbers == MATRICES and lhs.ndim == 2 and is_on_one_device() and native.serves_few_rows(lhs, [rhs]):
+    alone = is_on_one_device() and kernels_heed(args[0] if args else options.get("precision"))
+    if numbers == MATRICES and lhs.ndim == 2 and alone and native.serves_few_rows(lhs, [rhs]):
         return native.few_rows(lhs, [rhs])[0]
     return jax.lax.dot_general(lhs, rhs, dimension_numbers, *args, **options)
+
+
+def kernels_heed(precision: Any) -> bool:
+    """Whether our kernels compute as precisely as is asked for: they are for CPUs, where float32 is never cut short."""
+    return precision is None or jax.default_backend() == "cpu"
 
 
 def project(inputs: jax.Array, *layers: Any) -> tuple[jax.Array, ...]:
@@ -29,7 +35,8 @@ def project(inputs: jax.Array, *layers: Any) -> tuple[jax.Array, ...]:
 
     Where a few rows are multiplied on one CPU, plain layers are computed in one call of the kernel.
     """
-    if is_on_one_device() and all(type(layer) is Linear and layer.dot_general is product for layer in layers):
+    plain = all(type(layer) is Linear and layer.dot_general is product for layer in layers)
+    if plain and is_on_one_device() and all(kernels_heed(layer.precision) for layer in layers):
         operands = [layer.operands(inputs) for layer in layers]
         x, kernels = operands[0][0], [kernel for _, kernel, _ in operands]
         alike = x.ndim == 2 and all(other.dtype == x.dtype for other, _, _ in operands)
