@@ -114,6 +114,14 @@ def test_a_linear_layer_takes_it_for_few_rows_only():
 
 
 @needs_kernels
+def test_a_precision_is_left_to_xla_where_products_are_cut_short(monkeypatch):
+    x = jnp.asarray(normal(2, 2, 256))
+    assert calls_kernel(layer(precision="highest"), x)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not calls_kernel(layer(precision="highest"), x)
+
+
+@needs_kernels
 def test_a_model_on_several_devices_goes_without():
     config = easydel.LlamaConfig(**WIDE, num_attention_heads=4, sharding_axis_dims=(1, 4, 1, 2, 1))
     model = easydel.LlamaForCausalLM(config)
