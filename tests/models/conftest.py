@@ -2,7 +2,8 @@
 
 Every run has of each family, in its main variant, what computing, loading, saving, training and caching could break.
 What its other variants are there for, and what shared layers do, whatever the family, is proved in every run of
-`SAMPLE`; of the other families in the slow group (`make families`, or `ARGS="-m slow"`), which runs the whole table.
+`SAMPLE`, what has a tests' folder of its own of the `FEW`; of the other families in the slow group (`make families`, or
+`ARGS="-m slow"`), which runs the whole table.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from tests.models.measure import PROPERTY, proved, recording
 from tests.models.proofs import PROOFS
 from tests.models.table import FAMILIES, SAMPLE
 
-OF_THE_SAMPLE = {
+FEW = ("llama", "gemma2", "mamba2", "mixtral", "t5")
+OF_FEW = {
     *("nf4", "8bit", "a8bit", "a8q", "a4q", "quantized_sharding", "lora_identity", "lora_merged", "lora_sharding"),
-    *("scan", "scan_cache", "remat", "mechanisms", "sdpa", "bfloat16", "mask_width", "gaps", "end_of_text"),
-    *("dropout", "fresh", "padding_token", "positions", "embeds", "segments", "sharding", "right_padding"),
+    *("scan", "scan_cache", "remat", "mechanisms", "sdpa", "dropout"),
+}
+OF_THE_SAMPLE = OF_FEW | {
+    *("bfloat16", "mask_width", "gaps", "end_of_text"),
+    *("fresh", "padding_token", "positions", "embeds", "segments", "sharding", "right_padding"),
     *("tasks", "left_padding", "generate"),
 }
 
@@ -37,6 +42,8 @@ def _is_in_every_run(proofs: set[str], params: dict[str, Any]) -> bool:
     variant = family.variant(params["variant"]) if "variant" in params else family.main
     if family.name not in SAMPLE:
         return variant is family.main and not proofs <= OF_THE_SAMPLE
+    if proofs <= OF_FEW and family.name not in FEW:
+        return False
     return variant is family.main or any(PROOFS[proof].on == "every" or proof in variant.proofs for proof in proofs)
 
 
