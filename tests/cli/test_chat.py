@@ -209,11 +209,14 @@ class Counting:
 
 @pytest.fixture
 def at_terminal(monkeypatch, tokenizer):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have it ignored
+
     def start(network, *given):
         monkeypatch.setattr(sys, "stdin", Terminal(*given))
         return Chat(network, tokenizer, Conversation(tokenizer), {}, 0)
 
-    return start
+    yield start
+    signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(at_terminal, tokenizer, capsys):
