@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "parallel.h"
 #include "processors.h"
@@ -79,21 +78,13 @@ __attribute__((target("avx2,fma"))) void Stream256(const Table& of, int64_t firs
 #endif
 void Stream128(const Table& of, int64_t first, int64_t last) { Dots<4>::Stream(of, first, last); }
 
-Function Choose() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return Stream512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Stream256;
-#endif
-  return Stream128;
-}
-
 ffi::Error FewDots(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> table,
                    ffi::ResultBuffer<ffi::F32> y) {
   const auto of_x = x.dimensions(), of_table = table.dimensions();
   if (of_x.size() != 2 || of_table.size() != 2 || of_x[1] != of_table[1]) {
     return ffi::Error::InvalidArgument("few_dots takes [rows, in] and a table [length, in]");
   }
-  static const Function stream = Choose();
+  static const Function stream = EASYDEL_WIDEST(Stream512, Stream256, Stream128);
   const Table of{x.typed_data(), table.typed_data(), y->typed_data(), of_x[0], of_x[1], of_table[0]};
   const int64_t bytes = of.length * of.depth * static_cast<int64_t>(sizeof(float));
   const int64_t parts = std::clamp<int64_t>(bytes / kLeastPart, 1, Threads(pool));

@@ -1,8 +1,8 @@
 // A few rows times a matrix, at the memory's speed (easydel/native/few_rows.py).
 //
 // The product costs what it costs to read the matrix once. On matrices of a few megabytes, the size of a layer's, XLA's
-// product leaves a part of the memory's bandwidth unused; here each thread streams one contiguous part of the matrix,
-// and the parts' sums are added up at the end.
+// product leaves a part of the memory's bandwidth unused; here each thread takes one part of the matrix: of few rows some
+// of its rows, in one piece, of more rows some of its columns.
 
 #include <algorithm>
 #include <cstdint>
@@ -26,6 +26,11 @@ struct Product {
   int64_t width, before;
 };
 
+// Where a part of so many rows or columns begins, and the one before it ends.
+int64_t Border(int64_t size, int64_t part, int64_t parts) {
+  return part == parts ? size : size / kMultiple * part / parts * kMultiple;
+}
+
 // Each part is some rows of the matrices, read from one end to the other; the parts' sums are added up at the end.
 void ByRows(ffi::ThreadPool& pool, int64_t parts, Matrix x, const std::vector<Product>& products) {
   const int64_t depth = x.stride, widths = products.back().before + products.back().width;
@@ -34,8 +39,7 @@ void ByRows(ffi::ThreadPool& pool, int64_t parts, Matrix x, const std::vector<Pr
     return part == 0 ? one.to : sums.data() + ((part - 1) * widths + one.before) * x.rows;
   };
   ForEach(pool, parts, [&](int64_t part) {
-    const int64_t first = depth / kMultiple * part / parts * kMultiple;
-    const int64_t last = part + 1 == parts ? depth : depth / kMultiple * (part + 1) / parts * kMultiple;
+    const int64_t first = Border(depth, part, parts), last = Border(depth, part + 1, parts);
     for (const Product& one : products) {
       const Matrix matrix{one.matrix + first * one.width, last - first, one.width};
       MultiplyFewRows({x.data + first, x.rows, depth}, matrix, sum_of(part, one), one.width, one.width);
@@ -53,8 +57,7 @@ void ByRows(ffi::ThreadPool& pool, int64_t parts, Matrix x, const std::vector<Pr
 void ByColumns(ffi::ThreadPool& pool, int64_t parts, Matrix x, const std::vector<Product>& products) {
   ForEach(pool, parts, [&](int64_t part) {
     for (const Product& one : products) {
-      const int64_t first = one.width / kMultiple * part / parts * kMultiple;
-      const int64_t last = part + 1 == parts ? one.width : one.width / kMultiple * (part + 1) / parts * kMultiple;
+      const int64_t first = Border(one.width, part, parts), last = Border(one.width, part + 1, parts);
       MultiplyFewRows(x, {one.matrix + first, x.stride, one.width}, one.to + first, last - first, one.width);
     }
   });

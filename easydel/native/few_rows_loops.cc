@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #include "few_rows.h"
@@ -121,18 +120,10 @@ void Multiply128(Matrix x, Matrix w, float* y, int64_t width, int64_t stride) {
   Loop<4, 4, 2>::Multiply(x, w, y, width, stride);  // 10 of 16, or of 32 on ARM
 }
 
-Function Choose() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return Multiply512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Multiply256;
-#endif
-  return Multiply128;
-}
-
 }  // namespace
 
 void MultiplyFewRows(Matrix x, Matrix w, float* y, int64_t width, int64_t stride) {
-  static const Function multiply = Choose();
+  static const Function multiply = EASYDEL_WIDEST(Multiply512, Multiply256, Multiply128);
   (x.rows <= kStreamedRows ? Stream : multiply)(x, w, y, width, stride);
 }
 

@@ -19,18 +19,10 @@ void Product128(View a, View b, int64_t depth, Block c) {
   Tile<4, 6, 2>::Product(a, b, depth, c);  // 12 of 16, or of 32 on ARM
 }
 
-Function Choose() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return Product512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Product256;
-#endif
-  return Product128;
-}
-
 }  // namespace
 
 void Product(View a, View b, int64_t depth, Block c) {
-  static const Function function = Choose();
+  static const Function function = EASYDEL_WIDEST(Product512, Product256, Product128);
   function(a, b, depth, c);
 }
 
