@@ -6,6 +6,7 @@ run; what a family is not held to stands here with its reason (`tests/models/tes
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -110,6 +111,10 @@ class Family:
 
     def variant(self, name: str) -> Variant:
         return next(v for v in self.variants if v.name == name)
+
+    def tiny(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the main variant's fields with changes: a copy, since `Phi3Config` writes into what it is given."""
+        return copy.deepcopy({**self.config, **self.main.config, **changes})
 
     def class_name(self, task: str, side: Literal["ours", "theirs"]) -> str:
         """Return the name of the class that serves a task, here or in transformers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 
@@ -36,7 +35,7 @@ BAR = 0.10
 def config_of(family, **changes):
     row = FAMILIES[family]
     cls = getattr(easydel, row.class_name(row.main_task, "ours"))
-    return cls, cls.config_class(**copy.deepcopy({**row.config, **row.main.config, **changes}))
+    return cls, cls.config_class(**row.tiny(changes))
 
 
 def check(cls, config, axes, batch, length, bar=BAR, as_usual=False, **options):

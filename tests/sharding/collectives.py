@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import re
 import warnings
@@ -70,7 +69,7 @@ def program(
     """
     row = FAMILIES[family]
     cls = getattr(easydel, row.class_name(row.main_task, "ours"))
-    config = cls.config_class(**copy.deepcopy({**row.config, **row.main.config, **dict(fields)}))
+    config = cls.config_class(**row.tiny(dict(fields)))
     devices = jax.devices()[: int(np.prod(dims))]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"\d+ mesh axis\(es\) dropped")

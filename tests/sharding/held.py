@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import threading
 from collections import Counter
@@ -53,7 +52,7 @@ def family(name: str) -> tuple[Any, Any]:
     """Return class and config of a family's main task, dropout on, so that there is state besides parameters."""
     row = FAMILIES[name]
     cls = getattr(easydel, row.class_name(row.main_task, "ours"))
-    return cls, cls.config_class(**copy.deepcopy({**row.config, **row.main.config, **dict.fromkeys(row.dropout, 0.1)}))
+    return cls, cls.config_class(**row.tiny(dict.fromkeys(row.dropout, 0.1)))
 
 
 def zeros(cls: Any, config: Any) -> Any:
