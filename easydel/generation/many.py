@@ -135,21 +135,27 @@ def _run(model: Any, requests: list[Request], rows: int) -> Iterator[tuple[int, 
     # Those that may take longest first, lest one of them is left alone at the end.
     order = sorted(range(len(requests)), key=lambda place: -requests[place].options.max_new_tokens)
     waiting, taken = deque(order), dict.fromkeys(range(rows), -1)
-    made, index = np.zeros(rows, np.int32), longest
+    made, unread, index = np.zeros(rows, np.int32), np.zeros(rows, np.int32), longest
     while waiting or any(place >= 0 for place in taken.values()):
         for row, place in taken.items():
             if place < 0 and waiting:
                 taken[row] = waiting.popleft()
                 seats = _seated(loop, params, other, seats, row, requests[taken[row]], search)
-                made[row] = 1  # the first token comes with the prompt
+                unread[row] = _unread(requests[taken[row]], rows)
+                made[row] = 0 if unread[row] else 1  # a prompt that is read at once brings the first token
         if index + STEPS > slots and seats.cache.max_length is not None:
             spans = [len(requests[place].tokens) + made[row] for row, place in taken.items() if place >= 0]
             least = max(longest, *spans)
             seats, index = loop.shift(seats, np.int32(least - index)), least
-        left = [requests[place].options.max_new_tokens - made[row] for row, place in taken.items() if place >= 0]
+        left = [
+            requests[place].options.max_new_tokens - made[row] + max(unread[row] - 1, 0)
+            for row, place in taken.items()
+            if place >= 0
+        ]
         most = min(STEPS, *left) if waiting else STEPS  # until the first row is known to end, if it is waited for
         seats, steps = loop.decode(params, other, seats, search, np.int32(most))
         index, made, live = index + int(steps), np.array(whole(seats.made)), whole(seats.live)
+        unread = np.array(whole(seats.unread))
         ended = [row for row, place in taken.items() if place >= 0 and not live[row]]
         answers = np.array(whole(seats.answers)) if ended else None
         for row in ended:
@@ -159,11 +165,24 @@ def _run(model: Any, requests: list[Request], rows: int) -> Iterator[tuple[int, 
 
 
 def _seated(loop: SeatLoop, params: Any, other: Any, seats: Seats, row: int, request: Request, search: Search) -> Seats:
-    """Read a prompt and give it a row."""
+    """Give a prompt a row: read already, or to be read there."""
+    limit, seed = np.int32(request.options.max_new_tokens), np.uint32(request.options.seed)
+    length = _unread(request, loop.rows)
+    if length:
+        prompt = np.zeros(loop.rows, np.int32)
+        prompt[-length:] = request.tokens
+        return loop.feed(params, other, seats, np.int32(row), prompt, np.int32(length), limit, seed)
     pieces, feed = feed_within(request.tokens, loop.loop.max_length)
     logits, cache = loop.loop.read(pieces.sizes, params, other, feed, None)
-    limit, seed = np.int32(request.options.max_new_tokens), np.uint32(request.options.seed)
     return loop.take(seats, np.int32(row), logits, cache, limit, seed, search)
+
+
+def _unread(request: Request, rows: int) -> int:
+    """Return how many tokens of a prompt are read a step each, in its row: all or none.
+
+    Read by itself a prompt takes about the time of a step, of all rows; read there, a share of so many steps.
+    """
+    return len(request.tokens) if len(request.tokens) <= rows else 0
 
 
 def _search(model: Any, options: GenerationOptions) -> Search:

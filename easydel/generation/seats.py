@@ -24,7 +24,8 @@ class Seats:
     """Answers in the making, one a row, each begun when its row became free.
 
     All rows write at one slot of the cache. A prompt that takes a row is moved so that it ends there: what stands
-    before it is masked, and its positions are its own.
+    before it is masked, and its positions are its own. A short prompt is read there, a token a step, beside the others'
+    answers: a step costs the same whatever a row's token is for.
 
     Attributes:
         cache: of all rows.
@@ -33,6 +34,8 @@ class Seats:
         limits: int32 `[rows]`, most tokens.
         live: bool `[rows]`, which rows go on.
         keys: random keys `[rows]`.
+        prompts: int32 `[rows, rows]`, short prompts, each of which ends at the last column.
+        unread: int32 `[rows]`, tokens of them that are still to be read.
     """
 
     cache: Cache
@@ -41,9 +44,19 @@ class Seats:
     limits: jax.Array
     live: jax.Array
     keys: jax.Array
+    prompts: jax.Array
+    unread: jax.Array
+
+    @property
+    def tokens(self) -> jax.Array:
+        """What each row reads next, int32 `[rows, 1]`: of its prompt, or the last of its answer."""
+        of_prompts = jnp.minimum(self.prompts.shape[1] - self.unread, self.prompts.shape[1] - 1)
+        asked = jnp.take_along_axis(self.prompts, of_prompts[:, None], axis=1)
+        last = jnp.take_along_axis(self.answers, jnp.maximum(self.made - 1, 0)[:, None], axis=1)
+        return jnp.where(self.unread[:, None] > 0, asked, last)
 
     def append(self, logits: jax.Array, row: jax.Array | None, search: Search) -> Seats:
-        """Return the seats after the next token of the live rows.
+        """Return the seats after the next token of the live rows whose prompts are read.
 
         Args:
             logits: `[rows, vocab]`, or `[1, vocab]` of one row.
@@ -52,18 +65,19 @@ class Seats:
         """
         rows = jnp.arange(len(self.made)) if row is None else row[None]
         made, keys, live = self.made[rows], self.keys[rows], self.live[rows]
+        answering = live & (self.unread[rows] == 0)
         # The processors that are let in look at scores only.
         scores = apply(search.processors, _nothing_written(len(rows)), logits.astype(jnp.float32))
         chosen = draw(scores, keys, made) if search.do_sample else scores.argmax(axis=-1).astype(jnp.int32)
-        chosen = jnp.where(live, chosen, search.pad_token_id)
+        chosen = jnp.where(answering, chosen, search.pad_token_id)
         ended, _ = search.stopping.ends(chosen, None, lambda: _nothing_written(len(rows)), lambda: scores)
-        places = jnp.where(live, made, self.answers.shape[1])  # of rows that have ended: nowhere
-        made = made + live
+        places = jnp.where(answering, made, self.answers.shape[1])  # of rows that answer nothing: nowhere
+        made = made + answering
         return replace(
             self,
             answers=self.answers.at[rows, places].set(chosen, mode="drop"),
             made=self.made.at[rows].set(made),
-            live=self.live.at[rows].set(live & ~ended & (made < self.limits[rows])),
+            live=self.live.at[rows].set(live & ~(answering & (ended | (made >= self.limits[rows])))),
         )
 
 
@@ -97,6 +111,14 @@ class SeatLoop:
         return jax.jit(self._take, donate_argnums=0)
 
     @functools.cached_property
+    def feed(self) -> Any:
+        """Compiled `(params, other, seats, row, prompt, length, limit, seed) -> Seats` with a prompt to be read.
+
+        `prompt` is int32 `[rows]`, its tokens to the right.
+        """
+        return jax.jit(self._feed, donate_argnums=2)
+
+    @functools.cached_property
     def shift(self) -> Any:
         """Compiled `(seats, by) -> Seats` with the caches moved `by` slots to the right."""
         return jax.jit(lambda seats, by: replace(seats, cache=seats.cache.shift(by)), donate_argnums=0)
@@ -109,32 +131,35 @@ class SeatLoop:
         """
         return jax.jit(self._decode, donate_argnums=2)
 
+    def _empty(self, model: Any, rows: int) -> Cache:
+        cache = model.init_operations_cache(rows, self.loop.max_length, dtype=self.loop.cache_dtype)
+        return replace(cache, is_empty=False)  # as it is later on: the loop's state has one structure
+
     def _start(self, params: Any, other: Any, index: jax.Array) -> Seats:
-        model = nnx.merge(self.loop.graphdef, params, other)
-        cache = model.init_operations_cache(self.rows, self.loop.max_length, dtype=self.loop.cache_dtype)
+        cache = self._empty(nnx.merge(self.loop.graphdef, params, other), self.rows)
         none = jnp.zeros((self.rows,), jnp.int32)
         return Seats(
-            cache=replace(cache, is_empty=False, index=jnp.asarray(index, jnp.int32)),
+            cache=replace(cache, index=jnp.asarray(index, jnp.int32)),
             answers=jnp.zeros((self.rows, self.capacity), jnp.int32),
             made=none,
             limits=none,
             live=jnp.zeros((self.rows,), bool),
             keys=jax.random.split(jax.random.key(0), self.rows),
+            prompts=jnp.zeros((self.rows, self.rows), jnp.int32),
+            unread=none,
         )
 
     def _take(
         self, seats: Seats, row: Any, logits: jax.Array, cache: Cache, limit: Any, seed: Any, search: Search
     ) -> Seats:
-        moved = cache.shift(seats.cache.index - cache.index)
-        seats = replace(
-            seats,
-            cache=seats.cache.insert(moved, row),
-            made=seats.made.at[row].set(0),
-            limits=seats.limits.at[row].set(limit),
-            live=seats.live.at[row].set(True),
-            keys=seats.keys.at[row].set(jax.random.split(jax.random.key(seed), 1)[0]),
-        )
-        return seats.append(logits, jnp.asarray(row), search)
+        return _occupied(seats, row, cache, limit, seed).append(logits, jnp.asarray(row), search)
+
+    def _feed(
+        self, params: Any, other: Any, seats: Seats, row: Any, prompt: Any, length: Any, limit: Any, seed: Any
+    ) -> Seats:
+        cache = self._empty(nnx.merge(self.loop.graphdef, params, other), 1)
+        seats = _occupied(seats, row, cache, limit, seed)
+        return replace(seats, prompts=seats.prompts.at[row].set(prompt), unread=seats.unread.at[row].set(length))
 
     def _decode(self, params: Any, other: Any, seats: Seats, search: Search, steps: Any) -> tuple[Seats, jax.Array]:
         model = nnx.merge(self.loop.graphdef, params, other)
@@ -146,11 +171,25 @@ class SeatLoop:
 
         def step(state: tuple[Seats, jax.Array]) -> tuple[Seats, jax.Array]:
             seats, made = state
-            last = jnp.take_along_axis(seats.answers, jnp.maximum(seats.made - 1, 0)[:, None], axis=1)
-            logits, cache = next_logits_of(model, last, None, seats.cache)
-            return replace(seats, cache=cache).append(logits, None, search), made + 1
+            logits, cache = next_logits_of(model, seats.tokens, None, seats.cache)
+            unread = jnp.maximum(seats.unread - 1, 0)
+            return replace(seats, cache=cache, unread=unread).append(logits, None, search), made + 1
 
         return jax.lax.while_loop(goes_on, step, (seats, jnp.zeros((), jnp.int32)))
+
+
+def _occupied(seats: Seats, row: Any, cache: Cache, limit: Any, seed: Any) -> Seats:
+    """Return the seats with what a cache of one row holds, nothing answered yet."""
+    moved = cache.shift(seats.cache.index - cache.index)
+    return replace(
+        seats,
+        cache=seats.cache.insert(moved, row),
+        made=seats.made.at[row].set(0),
+        limits=seats.limits.at[row].set(limit),
+        live=seats.live.at[row].set(True),
+        keys=seats.keys.at[row].set(jax.random.split(jax.random.key(seed), 1)[0]),
+        unread=seats.unread.at[row].set(0),
+    )
 
 
 @functools.lru_cache(maxsize=32)

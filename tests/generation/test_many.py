@@ -51,6 +51,17 @@ def test_recurrent_full_and_sliding_layers() -> None:
         np.testing.assert_array_equal(answer, alone(model, prompt, limit))
 
 
+@pytest.mark.parametrize("make", [llama, lambda: MixedLM(CONFIG, rngs=nnx.Rngs(0))], ids=["attention", "mixed layers"])
+def test_short_prompts_are_read_beside_answers(make: Any) -> None:
+    """Some of as many tokens as there are rows, which are fed a token a step; some longer, which are not."""
+    model, options = make(), {"eos_token_id": [3, 5]}
+    prompts = [prompt[:length] for prompt, length in zip(PROMPTS, [1, 4, 9, 2, 3, 4, 1], strict=False)]
+    limits = [9, 1, 6, 30, 2, 12, 1]
+    got = model.generate_many(prompts, max_new_tokens=limits, batch_size=4, **options)
+    for prompt, limit, answer in zip(prompts, limits, got, strict=True):
+        np.testing.assert_array_equal(answer, alone(model, prompt, limit, **options))
+
+
 def test_a_cache_that_is_used_up_is_moved() -> None:
     """Two rows make 12 · 60 tokens, many times the spare slots."""
     got = llama().generate_many(PROMPTS[:12], max_new_tokens=60, batch_size=2, cache_implementation="quantized")
