@@ -99,6 +99,10 @@ class CachedLoop:
         """Compiled `(params, other, progress, search, limit) -> Progress`; the progress given is used up."""
         return jax.jit(self._decode, donate_argnums=2)
 
+    def empty(self, model: Any, rows: int) -> Any:
+        """Return a cache with nothing written, marked as it is later on: a loop's state has one structure."""
+        return replace(model.init_operations_cache(rows, self.max_length, dtype=self.cache_dtype), is_empty=False)
+
     def _prefill(
         self,
         params: Any,
@@ -135,9 +139,7 @@ class CachedLoop:
     def _read(self, sizes: tuple[int, ...], params: Any, other: Any, feed: Feed, cache: Any) -> tuple[jax.Array, Any]:
         model = nnx.merge(self.graphdef, params, other)
         rows = feed.ids.shape[0]
-        if cache is None:
-            cache = model.init_operations_cache(rows, self.max_length, dtype=self.cache_dtype)
-        cache = replace(cache, is_empty=False)  # as it is after the first piece: the loop's state has one structure
+        cache = self.empty(model, rows) if cache is None else replace(cache, is_empty=False)
 
         def run_piece(size: int, state: Any) -> Any:
             at, _, cache = state

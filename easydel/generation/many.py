@@ -140,9 +140,8 @@ def _run(model: Any, requests: list[Request], rows: int) -> Iterator[tuple[int, 
         for row, place in taken.items():
             if place < 0 and waiting:
                 taken[row] = waiting.popleft()
-                seats = _seated(loop, params, other, seats, row, requests[taken[row]], search)
-                unread[row] = _unread(requests[taken[row]], rows)
-                made[row] = 0 if unread[row] else 1  # a prompt that is read at once brings the first token
+                seats, unread[row] = _seated(loop, params, other, seats, row, requests[taken[row]], search)
+                made[row] = unread[row] == 0  # a prompt that is read already brings the first token
         if index + STEPS > slots and seats.cache.max_length is not None:
             spans = [len(requests[place].tokens) + made[row] for row, place in taken.items() if place >= 0]
             least = max(longest, *spans)
@@ -155,7 +154,7 @@ def _run(model: Any, requests: list[Request], rows: int) -> Iterator[tuple[int, 
         most = min(STEPS, *left) if waiting else STEPS  # until the first row is known to end, if it is waited for
         seats, steps = loop.decode(params, other, seats, search, np.int32(most))
         index, made, live = index + int(steps), np.array(whole(seats.made)), whole(seats.live)
-        unread = np.array(whole(seats.unread))
+        unread = np.maximum(unread - int(steps), 0)
         ended = [row for row, place in taken.items() if place >= 0 and not live[row]]
         answers = np.array(whole(seats.answers)) if ended else None
         for row in ended:
@@ -164,25 +163,22 @@ def _run(model: Any, requests: list[Request], rows: int) -> Iterator[tuple[int, 
             yield place, answers[row, : made[row]]
 
 
-def _seated(loop: SeatLoop, params: Any, other: Any, seats: Seats, row: int, request: Request, search: Search) -> Seats:
-    """Give a prompt a row: read already, or to be read there."""
-    limit, seed = np.int32(request.options.max_new_tokens), np.uint32(request.options.seed)
-    length = _unread(request, loop.rows)
-    if length:
-        prompt = np.zeros(loop.rows, np.int32)
-        prompt[-length:] = request.tokens
-        return loop.feed(params, other, seats, np.int32(row), prompt, np.int32(length), limit, seed)
-    pieces, feed = feed_within(request.tokens, loop.loop.max_length)
-    logits, cache = loop.loop.read(pieces.sizes, params, other, feed, None)
-    return loop.take(seats, np.int32(row), logits, cache, limit, seed, search)
-
-
-def _unread(request: Request, rows: int) -> int:
-    """Return how many tokens of a prompt are read a step each, in its row: all or none.
+def _seated(
+    loop: SeatLoop, params: Any, other: Any, seats: Seats, row: int, request: Request, search: Search
+) -> tuple[Seats, int]:
+    """Give a prompt a row, read already or to be read there; also return how many of its tokens are still to be read.
 
     Read by itself a prompt takes about the time of a step, of all rows; read there, a share of so many steps.
     """
-    return len(request.tokens) if len(request.tokens) <= rows else 0
+    limit, seed = np.int32(request.options.max_new_tokens), np.uint32(request.options.seed)
+    length = len(request.tokens)
+    if length <= loop.rows:
+        prompt = np.zeros(loop.rows, np.int32)
+        prompt[-length:] = request.tokens
+        return loop.feed(params, other, seats, np.int32(row), prompt, np.int32(length), limit, seed), length
+    pieces, feed = feed_within(request.tokens, loop.loop.max_length)
+    logits, cache = loop.loop.read(pieces.sizes, params, other, feed, None)
+    return loop.take(seats, np.int32(row), logits, cache, limit, seed, search), 0
 
 
 def _search(model: Any, options: GenerationOptions) -> Search:

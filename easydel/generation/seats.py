@@ -50,8 +50,7 @@ class Seats:
     @property
     def tokens(self) -> jax.Array:
         """What each row reads next, int32 `[rows, 1]`: of its prompt, or the last of its answer."""
-        of_prompts = jnp.minimum(self.prompts.shape[1] - self.unread, self.prompts.shape[1] - 1)
-        asked = jnp.take_along_axis(self.prompts, of_prompts[:, None], axis=1)
+        asked = jnp.take_along_axis(self.prompts, -self.unread[:, None], axis=1)  # counted from the end
         last = jnp.take_along_axis(self.answers, jnp.maximum(self.made - 1, 0)[:, None], axis=1)
         return jnp.where(self.unread[:, None] > 0, asked, last)
 
@@ -131,12 +130,8 @@ class SeatLoop:
         """
         return jax.jit(self._decode, donate_argnums=2)
 
-    def _empty(self, model: Any, rows: int) -> Cache:
-        cache = model.init_operations_cache(rows, self.loop.max_length, dtype=self.loop.cache_dtype)
-        return replace(cache, is_empty=False)  # as it is later on: the loop's state has one structure
-
     def _start(self, params: Any, other: Any, index: jax.Array) -> Seats:
-        cache = self._empty(nnx.merge(self.loop.graphdef, params, other), self.rows)
+        cache = self.loop.empty(nnx.merge(self.loop.graphdef, params, other), self.rows)
         none = jnp.zeros((self.rows,), jnp.int32)
         return Seats(
             cache=replace(cache, index=jnp.asarray(index, jnp.int32)),
@@ -157,7 +152,7 @@ class SeatLoop:
     def _feed(
         self, params: Any, other: Any, seats: Seats, row: Any, prompt: Any, length: Any, limit: Any, seed: Any
     ) -> Seats:
-        cache = self._empty(nnx.merge(self.loop.graphdef, params, other), 1)
+        cache = self.loop.empty(nnx.merge(self.loop.graphdef, params, other), 1)
         seats = _occupied(seats, row, cache, limit, seed)
         return replace(seats, prompts=seats.prompts.at[row].set(prompt), unread=seats.unread.at[row].set(length))
 
