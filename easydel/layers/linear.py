@@ -22,6 +22,8 @@ def product(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, *args: Any, 
     alone = is_on_one_device() and kernels_heed(args[0] if args else options.get("precision"))
     if numbers == MATRICES and lhs.ndim == 2 and alone and native.serves_few_rows(lhs, [rhs]):
         return native.few_rows(lhs, [rhs])[0]
+    if numbers == MATRICES and lhs.ndim == 2 and alone and native.serves_many_rows(lhs, rhs):
+        return native.many_rows(lhs, rhs)
     return jax.lax.dot_general(lhs, rhs, dimension_numbers, *args, **options)
 
 

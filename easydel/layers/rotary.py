@@ -75,8 +75,8 @@ class RotaryEmbedding:
         """Return cosines and sines, `[batch, seq, dim]` in `dtype`, of int32 positions `[batch, seq]`."""
         inverse, scaling = self.frequencies(positions)
         angles = positions[..., None].astype(jnp.float32) * inverse
-        angles = jnp.concatenate([angles, angles], axis=-1)
-        return (jnp.cos(angles) * scaling).astype(dtype), (jnp.sin(angles) * scaling).astype(dtype)
+        cosines, sines = ((of(angles) * scaling).astype(dtype) for of in (jnp.cos, jnp.sin))
+        return jnp.concatenate([cosines, cosines], axis=-1), jnp.concatenate([sines, sines], axis=-1)
 
     def frequencies(self, positions: jax.Array) -> tuple[jax.Array | np.ndarray, Any]:
         """Return inverse frequencies, float32 `[dim / 2]`, and the factor of cosines and sines, at these positions."""

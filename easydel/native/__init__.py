@@ -9,6 +9,7 @@ from easydel.native.few_dots import few_dots, serves_few_dots
 from easydel.native.few_rows import few_rows, serves_few_rows
 from easydel.native.grouped import grouped, serves_grouped
 from easydel.native.library import is_available
+from easydel.native.many_rows import many_rows, serves_many_rows
 from easydel.native.one_query import one_query, serves_one_query
 from easydel.native.quantized import MOST_ROWS, dequantized, integer_rows, quantized_rows, serves_quantized_rows
 from easydel.native.quantized_groups import integer_groups, quantized_groups, serves_quantized_groups
@@ -25,12 +26,14 @@ __all__ = [
     "integer_rows",
     "is_available",
     "kernels_are_sliced",
+    "many_rows",
     "one_query",
     "quantized_groups",
     "quantized_rows",
     "serves_few_dots",
     "serves_few_rows",
     "serves_grouped",
+    "serves_many_rows",
     "serves_one_query",
     "serves_quantized_groups",
     "serves_quantized_rows",

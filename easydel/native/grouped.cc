@@ -16,15 +16,12 @@ namespace ffi = xla::ffi;
 namespace easydel {
 namespace {
 
-constexpr int64_t kRows = 384;    // of a block; a taller group is cut
-constexpr int64_t kFewRows = 64;  // so few that packing the matrix would cost more than the product
+constexpr int64_t kLeastRows = 64, kMostRows = 384;  // of a block; a taller group is cut
+constexpr int64_t kMultiple = 32;                    // rows, where one is cut, so that the last block alone has some over
+constexpr int64_t kFewRows = 48;                     // so few that packing the matrix would cost more than the product
 
 struct Group {
   int64_t first, rows;
-};
-
-struct Work {
-  int64_t group, row, column;
 };
 
 // Where each group's rows are; a group of a size that cannot be is cut to what is there.
@@ -39,15 +36,42 @@ std::vector<Group> Groups(const int32_t* sizes, int64_t count, int64_t rows) {
   return groups;
 }
 
-std::vector<Work> Divide(const std::vector<Group>& groups, int64_t rows_each, int64_t columns) {
-  std::vector<Work> work;
-  for (int64_t g = 0; g < static_cast<int64_t>(groups.size()); ++g) {
-    const int64_t rows = rows_each ? rows_each : groups[g].rows;
-    for (int64_t row = 0; row < rows; row += kRows) {
-      for (int64_t column = 0; column < columns; column += kColumns) work.push_back({g, row, column});
-    }
+// The most rows and columns of a block: as many as leave one to each thread, since what is packed then serves more.
+struct Most {
+  int64_t rows, columns;
+
+  Most(int64_t numbers, int64_t threads) : columns(numbers / threads < MostColumns() * kLeastRows ? kColumns : MostColumns()) {
+    rows = std::clamp(numbers / threads / columns, kLeastRows, kMostRows);
   }
-  return work;
+};
+
+// Adds the blocks of a group's product to the jobs.
+void Divide(const Job& whole, Most most, std::vector<Job>& jobs) {
+  const auto& [a, b, depth, c] = whole;
+  const int64_t parts = (c.rows + most.rows - 1) / most.rows;
+  for (int64_t part = 0, row = 0; part < parts; ++part) {
+    const int64_t last = part + 1 == parts ? c.rows : c.rows * (part + 1) / parts / kMultiple * kMultiple;
+    for (int64_t column = 0; column < c.columns; column += most.columns) {
+      const int64_t across = std::min(most.columns, c.columns - column);
+      const Block block{c.data + row * c.stride + column, c.stride, last - row, across};
+      jobs.push_back({{a.data + row * a.row, a.row, a.column}, {b.data + column * b.column, b.row, b.column}, depth, block});
+    }
+    row = last;
+  }
+}
+
+// Does the jobs, and calls rest(0) ... rest(others - 1), on all threads.
+template <class Rest>
+void DoAll(ffi::ThreadPool& pool, const std::vector<Job>& jobs, int64_t others, Rest rest) {
+  const std::vector<Run> runs = Runs(jobs.size(), Threads(pool));
+  const int64_t count = runs.size();
+  ForEach(pool, count + others, [&](int64_t number) {
+    if (number < count) {
+      Multiply(jobs.data() + runs[number].first, runs[number].count);
+    } else {
+      rest(number - count);
+    }
+  });
 }
 
 // y[r] = x[r] w[g], or x[r] times w[g] transposed, for each row r of each group g; 0 for rows that are in none. The
@@ -62,24 +86,23 @@ ffi::Error Grouped(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   }
   const int64_t depth = of_x[1], columns = of_w[transposed ? 2 : 3];
   const auto groups = Groups(sizes.typed_data(), of_w[1], of_x[0]);
-  const auto work = Divide(groups, 0, columns);
   // Beyond the ends XLA takes the nearest, too.
   const int64_t taken = std::clamp<int64_t>(place.typed_data()[0], 0, of_w[0] - 1);
-  const float *from = x.typed_data(), *matrices = stack.typed_data() + taken * of_w[1] * depth * columns;
+  const float *from = x.typed_data(), *matrix = stack.typed_data() + taken * of_w[1] * depth * columns;
   float* to = y->typed_data();
 
-  ForEach(pool, work.size(), [&](int64_t number) {
-    const auto [g, row, column] = work[number];
-    const int64_t rows = std::min(kRows, groups[g].rows - row), across = std::min(kColumns, columns - column);
-    const int64_t start = groups[g].first + row;
-    const float* matrix = matrices + g * depth * columns;
-    float* out = to + start * columns + column;
-    if (rows <= kFewRows && !transposed) {
-      MultiplyFewRows({from + start * depth, rows, depth}, {matrix + column, depth, columns}, out, across, columns);
-      return;
-    }
-    const View b = transposed ? View{matrix + column * depth, 1, depth} : View{matrix + column, columns, 1};
-    Product({from + start * depth, depth, 1}, b, depth, {out, columns, rows, across});
+  const Most most(of_x[0] * columns, Threads(pool));
+  std::vector<Job> many, few;
+  for (const Group& group : groups) {
+    const View a{from + group.first * depth, depth, 1}, b{matrix, transposed ? 1 : columns, transposed ? depth : 1};
+    const Block c{to + group.first * columns, columns, group.rows, columns};
+    const bool is_small = group.rows <= kFewRows && !transposed;
+    Divide({a, b, depth, c}, most, is_small ? few : many);
+    matrix += depth * columns;
+  }
+  DoAll(pool, many, few.size(), [&](int64_t number) {
+    const auto& [a, b, deep, c] = few[number];
+    MultiplyFewRows({a.data, c.rows, deep}, {b.data, deep, b.row}, c.data, c.columns, c.stride);
   });
   const int64_t used = groups.empty() ? 0 : groups.back().first + groups.back().rows;
   std::fill(to + used * columns, to + of_x[0] * columns, 0.0f);
@@ -93,23 +116,23 @@ ffi::Error GroupedOuter(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buff
   if (of_x.size() != 2 || of_y.size() != 2 || of_x[0] != of_y[0]) {
     return ffi::Error::InvalidArgument("grouped_outer takes [rows, in], [rows, out] and [groups]");
   }
-  const int64_t depth = of_x[1], columns = of_y[1];
-  const auto groups = Groups(sizes.typed_data(), sizes.element_count(), of_x[0]);
-  const auto work = Divide(groups, depth, columns);
+  const int64_t rows = of_x[1], columns = of_y[1];
   const float *left = x.typed_data(), *right = y.typed_data();
   float* to = w->typed_data();
 
-  ForEach(pool, work.size(), [&](int64_t number) {
-    const auto [g, row, column] = work[number];
-    const int64_t rows = std::min(kRows, depth - row), across = std::min(kColumns, columns - column);
-    float* out = to + (g * depth + row) * columns + column;
-    if (groups[g].rows == 0) {
-      for (int64_t r = 0; r < rows; ++r) std::fill(out + r * columns, out + r * columns + across, 0.0f);
-      return;
+  const Most most(w->element_count(), Threads(pool));
+  std::vector<Job> jobs;
+  std::vector<float*> nothing;  // matrices of groups without rows
+  for (const Group& group : Groups(sizes.typed_data(), sizes.element_count(), of_x[0])) {
+    const View a{left + group.first * rows, 1, rows}, b{right + group.first * columns, columns, 1};
+    if (group.rows > 0) {
+      Divide({a, b, group.rows, {to, columns, rows, columns}}, most, jobs);
+    } else {
+      nothing.push_back(to);
     }
-    const View a{left + groups[g].first * depth + row, 1, depth}, b{right + groups[g].first * columns + column, columns, 1};
-    Product(a, b, groups[g].rows, {out, columns, rows, across});
-  });
+    to += rows * columns;
+  }
+  DoAll(pool, jobs, nothing.size(), [&](int64_t number) { std::fill_n(nothing[number], rows * columns, 0.0f); });
   return ffi::Error::Success();
 }
 

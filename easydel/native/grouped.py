@@ -38,10 +38,13 @@ def grouped(x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _grouped(x: jax.Array, stack: jax.Array, place: jax.Array, sizes: jax.Array) -> jax.Array:
-    return jax.lax.platform_dependent(x, stack, place, sizes, cpu=_product, default=_elsewhere)
+    return jax.lax.platform_dependent(x, stack, place, sizes, cpu=grouped_call, default=_elsewhere)
 
 
-def _product(x: jax.Array, stack: jax.Array, place: jax.Array, sizes: jax.Array, transposed: bool = False) -> jax.Array:
+def grouped_call(
+    x: jax.Array, stack: jax.Array, place: jax.Array, sizes: jax.Array, transposed: bool = False
+) -> jax.Array:
+    """Call the kernel: `grouped` of the kernels `stack[place]`, or of their transposes; only on a CPU."""
     result = jax.ShapeDtypeStruct((x.shape[0], stack.shape[2 if transposed else 3]), jnp.float32)
     call = jax.ffi.ffi_call("easydel_grouped", result, vmap_method="sequential")
     return call(x, stack, place, sizes, transposed=transposed)
@@ -61,7 +64,7 @@ Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 def _gradients(x: jax.Array, stack: jax.Array, place: jax.Array, sizes: jax.Array, gradient: jax.Array) -> Any:
     result = jax.ShapeDtypeStruct(stack.shape[1:], jnp.float32)
     outer = jax.ffi.ffi_call("easydel_grouped_outer", result, vmap_method="sequential")
-    return _product(gradient, stack, place, sizes, transposed=True), outer(x, gradient, sizes)
+    return grouped_call(gradient, stack, place, sizes, transposed=True), outer(x, gradient, sizes)
 
 
 def _gradients_elsewhere(

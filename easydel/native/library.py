@@ -48,5 +48,11 @@ def serves_quantized() -> bool:
 
 
 @functools.cache
+def has_matrix_unit() -> bool:
+    """Whether there are kernels for float32 products on the processor's matrix unit."""
+    return is_available() and bool(ctypes.CDLL(str(LIBRARY)).easydel_has_matrix_unit())
+
+
+@functools.cache
 def _has_avx2() -> bool:
     return bool(ctypes.CDLL(str(LIBRARY)).easydel_serves_quantized())

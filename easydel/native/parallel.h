@@ -9,6 +9,7 @@
 #include <memory>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -44,6 +45,22 @@ void ForEach(xla::ffi::ThreadPool& pool, int64_t count, Work work) {
   for (int spins = 0; shared->done.load(std::memory_order_acquire) < count; ++spins) {
     if (spins > kSpins) std::this_thread::yield();
   }
+}
+
+// Some of many pieces of work, one after the other.
+struct Run {
+  int64_t first, count;
+};
+
+// Pieces of work cut into runs, shorter and shorter ones: few runs, and threads that end together.
+inline std::vector<Run> Runs(int64_t count, int64_t threads) {
+  std::vector<Run> runs;
+  for (int64_t first = 0; first < count;) {
+    const int64_t taken = std::max<int64_t>(1, (count - first) / (2 * threads));
+    runs.push_back({first, taken});
+    first += taken;
+  }
+  return runs;
 }
 
 }  // namespace easydel

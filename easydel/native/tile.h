@@ -29,6 +29,13 @@ struct Block {
   int64_t stride, rows, columns;
 };
 
+// c = a b over `depth`; c has at most `MostColumns()` columns.
+struct Job {
+  View a, b;
+  int64_t depth;
+  Block c;
+};
+
 // Tiles of `kTall` rows and `kVectors` vectors of `kWidth` floats: as many as the processor's registers hold.
 template <int kWidth, int kTall, int kVectors>
 struct Tile {
@@ -84,7 +91,10 @@ struct Tile {
     }
   }
 
-  // c = a b over `depth`; c has at most kColumns columns.
+  EASYDEL_INLINE void Products(const Job* jobs, int64_t count) {
+    for (const Job* job = jobs; job != jobs + count; ++job) Product(job->a, job->b, job->depth, job->c);
+  }
+
   EASYDEL_INLINE void Product(View a, View b, int64_t depth, Block c) {
     alignas(64) static thread_local float packed_b[kDepth * kColumns];
     alignas(64) static thread_local float packed_a[kDepth * kTall];
@@ -103,8 +113,11 @@ struct Tile {
   }
 };
 
-// c = a b by the widest instructions that this processor has.
-void Product(View a, View b, int64_t depth, Block c);
+// Of a product that is computed at once: kColumns, or more on a matrix unit, which is so fast that packing shows.
+int64_t MostColumns();
+
+// Computes products one after the other, by the widest instructions that this processor has.
+void Multiply(const Job* jobs, int64_t count);
 
 }  // namespace easydel
 

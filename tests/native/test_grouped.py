@@ -39,6 +39,7 @@ def outer(x: np.ndarray, y: np.ndarray, sizes: list[int]) -> np.ndarray:
         ([400, 12], 412, (257, 33)),  # a group taller than a block, one step deeper than a pass
         ([0, 0], 4, (5, 6)),
         ([24], 24, (513, 544)),  # whole tiles in several blocks of columns
+        ([70, 0, 131], 201, (130, 1100)),  # more rows than are few, and a last block narrower than others
     ],
     ids=str,
 )
