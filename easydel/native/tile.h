@@ -41,58 +41,78 @@ template <int kWidth, int kTall, int kVectors>
 struct Tile {
   typedef float Vector __attribute__((vector_size(kWidth * sizeof(float)), aligned(sizeof(float)), may_alias));
   static constexpr int64_t kAcross = kVectors * kWidth;
-  static_assert(kColumns % kAcross == 0);
+  static_assert(kColumns % kAcross == 0 && kTall % 3 == 0);
 
-  // c = a b for a packed [depth, kTall] and [depth, kAcross]; added to what is there, or in its place.
+  // c = a b for a packed [kRows, kDepth] and b [depth, kAcross]; added to what is there, or in its place.
+  template <int kRows>
   EASYDEL_INLINE void Multiply(const float* a, const float* b, int64_t depth, Block c, bool add) {
-    Vector sum[kTall][kVectors] = {};
+    Vector sum[kRows][kVectors] = {};
     for (int64_t k = 0; k < depth; ++k) {
       Vector line[kVectors];
       for (int v = 0; v < kVectors; ++v) line[v] = *reinterpret_cast<const Vector*>(b + k * kAcross + v * kWidth);
-      for (int r = 0; r < kTall; ++r) {
-        for (int v = 0; v < kVectors; ++v) sum[r][v] += a[k * kTall + r] * line[v];
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        for (int v = 0; v < kVectors; ++v) sum[r][v] += a[r * kDepth + k] * line[v];
       }
+    }
+    if (c.rows == kRows && c.columns == kAcross) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        for (int v = 0; v < kVectors; ++v) {
+          Vector* to = reinterpret_cast<Vector*>(c.data + r * c.stride + v * kWidth);
+          *to = add ? *to + sum[r][v] : sum[r][v];
+        }
+      }
+      return;
     }
     for (int64_t r = 0; r < c.rows; ++r) {
       float* to = c.data + r * c.stride;
       const float* from = reinterpret_cast<const float*>(sum[r]);
-      if (add) {
-        for (int64_t j = 0; j < c.columns; ++j) to[j] += from[j];
-      } else {
-        std::memcpy(to, from, c.columns * sizeof(float));
-      }
+      for (int64_t j = 0; j < c.columns; ++j) to[j] = add ? to[j] + from[j] : from[j];
     }
   }
 
-  // Packs [depth, columns] of b; columns beyond are 0.
+  // The same by the lowest of three heights that takes all rows of c.
+  EASYDEL_INLINE void MultiplyRows(const float* a, const float* b, int64_t depth, Block c, bool add) {
+    if (c.rows > kTall / 3 * 2) {
+      Multiply<kTall>(a, b, depth, c, add);
+    } else if (c.rows > kTall / 3) {
+      Multiply<kTall / 3 * 2>(a, b, depth, c, add);
+    } else {
+      Multiply<kTall / 3>(a, b, depth, c, add);
+    }
+  }
+
+  // Packs [depth, columns] of b to [columns / kAcross][depth][kAcross]; columns beyond are 0.
   EASYDEL_INLINE void PackColumns(View b, int64_t depth, int64_t columns, float* to) {
-    for (int64_t j = 0; j < columns; j += kAcross, to += depth * kAcross) {
-      const int64_t across = std::min(kAcross, columns - j);
-      if (b.column == 1 && across == kAcross) {
-        for (int64_t k = 0; k < depth; ++k) {
-          std::memcpy(to + k * kAcross, b.data + k * b.row + j, kAcross * sizeof(float));
-        }
-        continue;
+    const int64_t whole = b.column == 1 ? columns / kAcross * kAcross : 0;
+    for (int64_t k = 0; k < depth; ++k) {
+      const float* from = b.data + k * b.row;
+      for (int64_t j = 0; j < whole; j += kAcross) {
+        std::memcpy(to + j * depth + k * kAcross, from + j, kAcross * sizeof(float));
       }
-      if (across < kAcross) std::fill(to, to + depth * kAcross, 0.0f);
+    }
+    for (int64_t j = whole; j < columns; j += kAcross) {
+      const int64_t across = std::min(kAcross, columns - j);
+      float* tile = to + j * depth;
+      if (across < kAcross) std::fill(tile, tile + depth * kAcross, 0.0f);
       for (int64_t q = 0; q < across; ++q) {
         const float* from = b.data + (j + q) * b.column;
-        for (int64_t k = 0; k < depth; ++k) to[k * kAcross + q] = from[k * b.row];
+        for (int64_t k = 0; k < depth; ++k) tile[k * kAcross + q] = from[k * b.row];
       }
     }
   }
 
-  // Packs [rows, depth] of a; rows beyond are 0.
+  // Packs [rows, depth] of a to [kTall][kDepth]: not to drive each other out of the cache, as rows of a power of two do.
   EASYDEL_INLINE void PackRows(View a, int64_t rows, int64_t depth, float* to) {
-    if (rows < kTall) std::fill(to, to + depth * kTall, 0.0f);
     for (int64_t r = 0; r < rows; ++r) {
       const float* from = a.data + r * a.row;
-      for (int64_t k = 0; k < depth; ++k) to[k * kTall + r] = from[k * a.column];
+      if (a.column == 1) {
+        std::memcpy(to + r * kDepth, from, depth * sizeof(float));
+      } else {
+        for (int64_t k = 0; k < depth; ++k) to[r * kDepth + k] = from[k * a.column];
+      }
     }
-  }
-
-  EASYDEL_INLINE void Products(const Job* jobs, int64_t count) {
-    for (const Job* job = jobs; job != jobs + count; ++job) Product(job->a, job->b, job->depth, job->c);
   }
 
   EASYDEL_INLINE void Product(View a, View b, int64_t depth, Block c) {
@@ -106,10 +126,14 @@ struct Tile {
         PackRows({a.data + i * a.row + k * a.column, a.row, a.column}, tall, deep, packed_a);
         for (int64_t j = 0; j < c.columns; j += kAcross) {
           const Block tile{c.data + i * c.stride + j, c.stride, tall, std::min(kAcross, c.columns - j)};
-          Multiply(packed_a, packed_b + j * deep, deep, tile, k > 0);
+          MultiplyRows(packed_a, packed_b + j * deep, deep, tile, k > 0);
         }
       }
     }
+  }
+
+  EASYDEL_INLINE void Products(const Job* jobs, int64_t count) {
+    for (const Job* job = jobs; job != jobs + count; ++job) Product(job->a, job->b, job->depth, job->c);
   }
 };
 
