@@ -17,7 +17,7 @@ namespace easydel {
 namespace {
 
 constexpr int64_t kLeastRows = 64, kMostRows = 384;  // of a block; a taller group is cut
-constexpr int64_t kMultiple = 32;                    // rows, where one is cut, so that the last block alone has some over
+constexpr int64_t kMultiple = 32;                    // of rows, where one is cut: the last block alone has some over
 constexpr int64_t kFewRows = 48;                     // so few that packing the matrix would cost more than the product
 
 struct Group {
@@ -40,8 +40,10 @@ std::vector<Group> Groups(const int32_t* sizes, int64_t count, int64_t rows) {
 struct Most {
   int64_t rows, columns;
 
-  Most(int64_t numbers, int64_t threads) : columns(numbers / threads < MostColumns() * kLeastRows ? kColumns : MostColumns()) {
-    rows = std::clamp(numbers / threads / columns, kLeastRows, kMostRows);
+  Most(int64_t numbers, int64_t threads) {
+    const int64_t each = numbers / threads;
+    columns = each < MostColumns() * kLeastRows ? kColumns : MostColumns();
+    rows = std::clamp(each / columns, kLeastRows, kMostRows);
   }
 };
 
@@ -53,8 +55,8 @@ void Divide(const Job& whole, Most most, std::vector<Job>& jobs) {
     const int64_t last = part + 1 == parts ? c.rows : c.rows * (part + 1) / parts / kMultiple * kMultiple;
     for (int64_t column = 0; column < c.columns; column += most.columns) {
       const int64_t across = std::min(most.columns, c.columns - column);
-      const Block block{c.data + row * c.stride + column, c.stride, last - row, across};
-      jobs.push_back({{a.data + row * a.row, a.row, a.column}, {b.data + column * b.column, b.row, b.column}, depth, block});
+      const View rows{a.data + row * a.row, a.row, a.column}, columns{b.data + column * b.column, b.row, b.column};
+      jobs.push_back({rows, columns, depth, {c.data + row * c.stride + column, c.stride, last - row, across}});
     }
     row = last;
   }

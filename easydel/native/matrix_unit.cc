@@ -1,10 +1,10 @@
-// float32 products on Intel's matrix unit (AMX), which multiplies bfloat16 sixteen times as fast as AVX-512 does float32.
+// float32 products on Intel's matrix unit (AMX), which multiplies bfloat16, sixteen times as fast as AVX-512 float32.
 //
-// A float32 of 24 bits is the sum of three bfloat16 of 8. Of the nine products of two such sums the six largest are added
-// up in float32; those left out are below a rounding of float32: Henry, Tang and Heinecke, "Leveraging the bfloat16
-// artificial intelligence datatype for higher-precision computations" (ARITH 2019), and what XLA does on TPUs for the
-// highest precision. The unit takes numbers below 1e-38 for 0, so that those below 1e-33 lose digits; a sum with an
-// infinite term is not a number.
+// A float32 of 24 bits is the sum of three bfloat16 of 8. Of the nine products of two such sums the six largest are
+// added up in float32; those left out are below a rounding of float32: Henry, Tang and Heinecke, "Leveraging the
+// bfloat16 artificial intelligence datatype for higher-precision computations" (ARITH 2019), and what XLA does on TPUs
+// for the highest precision. The unit takes numbers below 1e-38 for 0, so that those below 1e-33 lose digits; a sum
+// with an infinite term is not a number.
 
 #include "matrix_unit.h"
 
@@ -146,7 +146,8 @@ __attribute__((EASYDEL_FOR_MATRIX_UNIT)) void Compute(Panel panel) {
   _tile_release();
 }
 
-// The system gives the unit's registers, 8 KB a thread, to processes that ask for them. EASYDEL_MATRIX_UNIT=0: not to us.
+// The system gives the unit's registers, 8 KB a thread, to processes that ask for them; with EASYDEL_MATRIX_UNIT=0, we
+// do not.
 bool Ask() {
   const char* wanted = std::getenv("EASYDEL_MATRIX_UNIT");
   if (wanted != nullptr && std::strcmp(wanted, "0") == 0) return false;

@@ -1,7 +1,7 @@
 // What a matrix unit is given: float32 split into parts, and laid out as its registers are.
 //
-// A register of bfloat16 holds 16 rows of 32 numbers of a; of b it holds 32 rows of 16, each two rows interleaved. Of 32
-// rows of a, or columns of b, two registers lie together, and the three parts of the same numbers after one another.
+// A register of bfloat16 holds 16 rows of 32 numbers of a; of b it holds 32 rows of 16, two by two interleaved. The two
+// registers of 32 rows of a, or 32 columns of b, lie together; the three parts of the same numbers follow each other.
 
 #ifndef EASYDEL_NATIVE_MATRIX_UNIT_PARTS_H_
 #define EASYDEL_NATIVE_MATRIX_UNIT_PARTS_H_
@@ -20,13 +20,13 @@ namespace easydel {
 
 using Half = uint16_t;  // the bits of a bfloat16
 
-constexpr int64_t kSide = 16, kStep = 32;      // rows, and numbers of each, that a register holds
-constexpr int64_t kRegister = kSide * kStep;   // numbers in all
-constexpr int64_t kSquare = 2 * kSide;         // rows of a, or columns of b, in two registers
-constexpr int64_t kPair = kSquare * kStep;     // their numbers
-constexpr int64_t kParts = 3;                  // of a float32
-constexpr int64_t kPairs = kParts * kPair;     // numbers of all parts
-constexpr int64_t kDeep = 128;                 // of the depth that is packed at a time: 24 KB of a, in the nearest cache
+constexpr int64_t kSide = 16, kStep = 32;     // rows, and numbers of each, that a register holds
+constexpr int64_t kRegister = kSide * kStep;  // numbers in all
+constexpr int64_t kSquare = 2 * kSide;        // rows of a, or columns of b, in two registers
+constexpr int64_t kPair = kSquare * kStep;    // their numbers
+constexpr int64_t kParts = 3;                 // of a float32
+constexpr int64_t kPairs = kParts * kPair;    // numbers of all parts
+constexpr int64_t kDeep = 128;                // of the depth at a time: 24 KB of 32 rows of a, in the nearest cache
 
 // The first `count` of 16.
 EASYDEL_UNIT_INLINE __mmask16 First(int64_t count) {

@@ -103,7 +103,7 @@ struct Tile {
     }
   }
 
-  // Packs [rows, depth] of a to [kTall][kDepth]: not to drive each other out of the cache, as rows of a power of two do.
+  // Packs [rows, depth] of a to [kTall][kDepth]: rows that lie a power of two apart drive each other out of the cache.
   EASYDEL_INLINE void PackRows(View a, int64_t rows, int64_t depth, float* to) {
     for (int64_t r = 0; r < rows; ++r) {
       const float* from = a.data + r * a.row;
