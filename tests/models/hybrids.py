@@ -21,7 +21,6 @@ _STEPS = {
     "mamba_chunk_size": "changes the cost only: tests/layers/test_ssd.py",
     "num_logits_to_keep": "of generation: the last token's logits are all that is computed here",
 }
-_NO_OTHER_TASKS = dict.fromkeys(("tasks", "left_padding"), "transformers has no other class of it")
 # Where a missing factor is filled in, it must be given to be found again.
 _PARTIAL = {
     "rope_parameters": {"rope_parameters": {"rope_type": "default", "rope_theta": 3.0, "partial_rotary_factor": 1.0}},
@@ -98,7 +97,6 @@ _BAMBA = entry(
     },
     {**_STEPS, "z_loss_coefficient": "of the loss, and another than 0 is refused"},
     refused=(_GROUPS, ({"z_loss_coefficient": 0.1}, "LossConfig")),
-    excused=_NO_OTHER_TASKS,
 )
 
 _FACTORS: dict[str, Any] = {
@@ -137,7 +135,6 @@ _FALCON_H1 = entry(
     },
     _STEPS,
     refused=(_GROUPS,),
-    excused=_NO_OTHER_TASKS,
 )
 
 _QWEN3_NEXT = entry(

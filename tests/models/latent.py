@@ -56,7 +56,6 @@ _INERT = dict(LLAMA.inert)
 _LATENT_INERT = {"num_key_value_heads": "every head has its keys and values: another number is refused"}
 _OF_GENERATION = {"num_mtp_layers": "of modules that predict further tokens, which only `use_mtp` of generate asks for"}
 _FEW = ({"num_experts_per_tok": 5}, "5 experts of 2 among 4 groups")
-_NO_OTHER_TASKS = dict.fromkeys(("tasks", "left_padding"), "transformers has no other class of it")
 
 
 def entry(
@@ -153,7 +152,6 @@ _GLM4_MOE = entry(
     },
     _OF_GENERATION,
     (*LLAMA.refused, _FEW),
-    excused=_NO_OTHER_TASKS,
 )
 
 LATENT = (_DEEPSEEK_V3, _DEEPSEEK_V2, _GLM4_MOE)

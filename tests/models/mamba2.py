@@ -6,7 +6,6 @@ from tests.models.llama import LLAMA
 from tests.models.table import Family, Variant
 
 _WITHOUT_ATTENTION = "it has no attention"
-_NO_OTHER_TASKS = "its only other class is the base model: the proof of base"
 _MANY_HEADS = {"hidden_size": 16, "expand": 64, "num_heads": 1024, "head_dim": 1, "n_groups": 2}
 _OTHER_STEPS = {"time_step_min": 0.02, "time_step_max": 2.0, "time_step_floor": 0.1}
 _GENERATES = {"generate"}
@@ -92,8 +91,6 @@ MAMBA2 = Family(
         "sdpa": _WITHOUT_ATTENTION,
         "dropout": "it has no dropout",
         "positions": "it knows no positions: test_positions_have_no_effect",
-        "tasks": _NO_OTHER_TASKS,
-        "left_padding": _NO_OTHER_TASKS,
     },
     refused=(
         ({"hidden_act": "snake"}, "not supported"),

@@ -15,7 +15,6 @@ _COMMON = (
 )  # fmt: skip
 _INERT = {name: reason for name, reason in MIXTRAL.inert.items() if name != "router_jitter_noise"}
 _WINDOW_WITH_GAPS = {"gaps": "its window counts places, those of masked tokens included, as transformers' does"}
-_NO_OTHER_TASKS = dict.fromkeys(("tasks", "left_padding"), "transformers has no other class of it")
 _DECODER = tuple(SUFFIXES)[:3]
 _FEW = ({"num_experts_per_tok": 5}, "5 of 4 experts")
 _BIASED = {"attention_bias": {"attention_bias": True}}
@@ -115,7 +114,6 @@ _OLMOE = entry(
         **_BIASED,
     },
     tasks=_DECODER[:2],
-    excused=_NO_OTHER_TASKS,
 )
 
 _SCALES = {
@@ -141,7 +139,6 @@ _GRANITEMOE = entry(
         **_BIASED,
     },
     tasks=_DECODER[:2],
-    excused=_NO_OTHER_TASKS,
 )
 
 _MSCALES = {"short_mscale": 1.2, "long_mscale": 1.5}

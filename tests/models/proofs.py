@@ -17,11 +17,13 @@ class Proof:
         on: which variants of a family it is run in: every one, the thorough ones or the main one. A variant can ask
             for more, and the main one is always thorough.
         tasks: a family must offer one of them for the proof to make sense; none: any family.
+        of_others: whether it is of the tasks beside the main one.
     """
 
     claim: str
     on: Literal["every", "thorough", "main"]
     tasks: tuple[str, ...] = ()
+    of_others: bool = False
 
 
 PROOFS = {
@@ -55,8 +57,10 @@ PROOFS = {
         "quantized by `a4q`, it saves and reloads with the same logits bit for bit, on eight devices, too", "main"
     ),
     "quantized_sharding": Proof("quantized by `nf4`, outputs on eight devices are those of one", "main"),
-    "tasks": Proof("the classes of the other tasks give transformers' outputs and loss", "main"),
-    "left_padding": Proof("in the other tasks, too, rows padded left give what transformers gives", "main"),
+    "tasks": Proof("the classes of the other tasks give transformers' outputs and loss", "main", of_others=True),
+    "left_padding": Proof(
+        "in the other tasks, too, rows padded left give what transformers gives", "main", of_others=True
+    ),
     "fields": Proof("every changed field of the config has the effect it has in transformers", "main"),
     "refused": Proof("values that are not supported are refused when a model is built", "main"),
     "fresh": Proof("new weights are distributed as transformers draws them", "main"),

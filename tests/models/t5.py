@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tests.models.table import Family, Variant
 
-_NO_OTHER_TASKS = "its only other class is the base model: the proof of base"
 _NO_POSITIONS = "T5 takes no position_ids: its positions are distances between places"
 
 T5 = Family(
@@ -78,8 +77,6 @@ T5 = Family(
     },
     excused={
         "positions": _NO_POSITIONS,
-        "tasks": _NO_OTHER_TASKS,
-        "left_padding": _NO_OTHER_TASKS,
         "segments": "packed rows would need segments of the encoder, the decoder and between them",
         "gaps": "its distances count places, those of masked tokens included, as transformers' do",
     },

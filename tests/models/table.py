@@ -120,11 +120,18 @@ class Family:
         """Return the name of the class that serves a task, here or in transformers."""
         return self.ours.get(task, self.theirs[task]) if side == "ours" else self.theirs[task]
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The tasks beside the main one whose classes have a loss."""
+        return tuple(task for task in self.theirs if task not in ("base", "embedding", self.main_task))
+
     def excuse(self, proof: str) -> str | None:
         """Return why the family is not held to a proof; `None` if it is."""
         needed = PROOFS[proof].tasks
         if needed and not set(needed) & set(self.theirs):
             return f"it has no class for {' or '.join(needed)}"
+        if PROOFS[proof].of_others and not self.others:
+            return "its only other class is the base model: the proof of base"
         return self.excused.get(proof)
 
     def held_to(self, proof: str) -> tuple[Variant, ...]:

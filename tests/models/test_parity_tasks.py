@@ -11,12 +11,7 @@ from tests.models.table import FAMILIES, cases
 NAMES = {"0": "L0", "1": "L1", "2": "L2"}
 FIELDS = {"id2label": NAMES, "label2id": {name: int(index) for index, name in NAMES.items()}, "pad_token_id": 0}
 
-OTHERS = [
-    (family, variant, task)
-    for family, variant in cases("tasks")
-    for task in FAMILIES[family].theirs
-    if task not in ("base", "embedding", FAMILIES[family].main_task)  # those without labels: test_parity_pooled.py
-]
+OTHERS = [(family, variant, task) for family, variant in cases("tasks") for task in FAMILIES[family].others]
 PADDED_LEFT = cases("left_padding")
 
 
