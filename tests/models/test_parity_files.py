@@ -121,7 +121,7 @@ def test_sharded_equals_unsharded(family: str, variant: str, dims: tuple[int, ..
     wanted = flatten(want_gradients)
     largest = max(np.abs(array(g)).max() for g in wanted.values())
     for path, gradient in flatten(gradients).items():
-        # That of a bias beside its kernel's, too: of keys that are not rotated it cancels, and what is left is rounding.
+        # A bias' beside its kernel's, too: of keys that are not rotated it cancels, and what is left is rounding.
         beside = wanted.get(path.replace("/bias", "/kernel"), wanted[path])
         least = max(1e-3 * largest, np.abs(array(beside)).max())
         close(gradient, wanted[path], 1e-4, path, least=least)  # sums over devices, backwards too
