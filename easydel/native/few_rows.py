@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from easydel.native import library
-from easydel.native.slices import are_sliced, slice_of
+from easydel.native.slices import are_sliced, slice_of, taken
 
 MOST_ROWS = 32
 LEAST_BYTES = 256 << 10
@@ -59,7 +59,7 @@ def _few_rows_jvp(primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]) -> 
 
 
 def _products(x: jax.Array, place: jax.Array, *stacks: jax.Array) -> tuple[jax.Array, ...]:
-    return tuple(x @ jax.lax.dynamic_index_in_dim(stack, place, keepdims=False) for stack in stacks)
+    return tuple(x @ taken(stack, place) for stack in stacks)
 
 
 def _native(x: jax.Array, place: jax.Array, *stacks: jax.Array) -> tuple[jax.Array, ...]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from easydel.native import library
-from easydel.native.slices import slice_of
+from easydel.native.slices import stack_of, taken
 
 
 def serves_grouped(x: jax.Array, kernels: jax.Array) -> bool:
@@ -30,10 +30,7 @@ def grouped(x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
     Returns:
         float32 `[rows, out]`; 0 for rows beyond the sum. Elsewhere than on a CPU, XLA's grouped product.
     """
-    found = slice_of(kernels)
-    if found is None:
-        return _grouped(x, kernels[None], jnp.int32(0), sizes)
-    return _grouped(x, found.stack, found.place, sizes)
+    return _grouped(x, *stack_of(kernels), sizes)
 
 
 @jax.custom_vjp
@@ -51,11 +48,7 @@ def grouped_call(
 
 
 def _elsewhere(x: jax.Array, stack: jax.Array, place: jax.Array, sizes: jax.Array) -> jax.Array:
-    return jax.lax.ragged_dot(x, _at(stack, place), sizes)
-
-
-def _at(stack: jax.Array, place: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(stack, place, keepdims=False)
+    return jax.lax.ragged_dot(x, taken(stack, place), sizes)
 
 
 Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
@@ -70,7 +63,7 @@ def _gradients(x: jax.Array, stack: jax.Array, place: jax.Array, sizes: jax.Arra
 def _gradients_elsewhere(
     x: jax.Array, stack: jax.Array, place: jax.Array, sizes: jax.Array, gradient: jax.Array
 ) -> Any:
-    _, pull = jax.vjp(lambda x, kernels: jax.lax.ragged_dot(x, kernels, sizes), x, _at(stack, place))
+    _, pull = jax.vjp(lambda x, kernels: jax.lax.ragged_dot(x, kernels, sizes), x, taken(stack, place))
     return pull(gradient)
 
 

@@ -44,15 +44,14 @@ def is_available() -> bool:
 
 def serves_quantized() -> bool:
     """Whether there are kernels for quantized weights: they are made of AVX2, which not all processors have."""
-    return is_available() and _has_avx2()
+    return is_available() and _says("easydel_serves_quantized")
 
 
-@functools.cache
 def has_matrix_unit() -> bool:
     """Whether there are kernels for float32 products on the processor's matrix unit."""
-    return is_available() and bool(ctypes.CDLL(str(LIBRARY)).easydel_has_matrix_unit())
+    return is_available() and _says("easydel_has_matrix_unit")
 
 
 @functools.cache
-def _has_avx2() -> bool:
-    return bool(ctypes.CDLL(str(LIBRARY)).easydel_serves_quantized())
+def _says(question: str) -> bool:
+    return bool(getattr(ctypes.CDLL(str(LIBRARY)), question)())

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from easydel.native import library
 from easydel.native.few_rows import MOST_ROWS
 from easydel.native.grouped import grouped_call
-from easydel.native.slices import are_sliced, slice_of
+from easydel.native.slices import are_sliced, slice_of, stack_of, taken
 
 LEAST_WORK = 1 << 21
 """Multiplications from which on the kernel is faster than XLA's product: before that, threads wait for each other."""
@@ -37,10 +37,7 @@ def many_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
         float32 `[rows, out]`, summed in float32; elsewhere than on a CPU, XLA's product.
     """
-    found = slice_of(kernel)
-    if found is None:
-        return _many_rows(x, kernel[None], jnp.int32(0))
-    return _many_rows(x, found.stack, found.place)
+    return _many_rows(x, *stack_of(kernel))
 
 
 @jax.custom_jvp
@@ -55,7 +52,7 @@ def _many_rows_jvp(primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]) ->
 
 
 def _product(x: jax.Array, stack: jax.Array, place: jax.Array) -> jax.Array:
-    return x @ jax.lax.dynamic_index_in_dim(stack, place, keepdims=False)
+    return x @ taken(stack, place)
 
 
 def _native(x: jax.Array, stack: jax.Array, place: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from easydel.native import library, quantized_forms
 from easydel.native.codes import Kind, dequantize, table
-from easydel.native.slices import slice_of
+from easydel.native.slices import slice_of, taken
 
 MOST_ROWS = 8
 """Where dequantizing pays: more rows than these share the work."""
@@ -100,7 +100,7 @@ def integer_rows(x: jax.Array, codes: jax.Array, scales: jax.Array, *, kind: Kin
         return call_integers(x, codes, scales, place, _all_rows(x), group_size)
 
     def form(x: jax.Array, codes: jax.Array, scales: jax.Array, place: jax.Array) -> jax.Array:
-        return quantized_forms.integer_rows(x, _at(codes, place), _at(scales, place), kind, group_size)
+        return quantized_forms.integer_rows(x, taken(codes, place), taken(scales, place), kind, group_size)
 
     return jax.lax.platform_dependent(x, *stack_of(codes, scales), cpu=native, default=form)
 
@@ -143,16 +143,16 @@ def _rows(
 ) -> jax.Array:
     """Multiply by one of a stack's weights."""
     if not _is_few(x, kind, group_size):
-        return _product(x, _at(codes, place), _at(scales, place), kind, group_size)
+        return _product(x, taken(codes, place), taken(scales, place), kind, group_size)
     one: Any = (jax.ShapeDtypeStruct(part.shape[1:], part.dtype) for part in (codes, scales))
     if not serves_quantized_rows(x, *one, kind=kind, group_size=group_size):
-        return quantized_forms.rows(x, _at(codes, place), _at(scales, place), kind, group_size)
+        return quantized_forms.rows(x, taken(codes, place), taken(scales, place), kind, group_size)
 
     def native(x: jax.Array, codes: jax.Array, scales: jax.Array, place: jax.Array) -> jax.Array:
         return call_floats(x, codes, scales, place, _all_rows(x), kind, group_size)
 
     def form(x: jax.Array, codes: jax.Array, scales: jax.Array, place: jax.Array) -> jax.Array:
-        return quantized_forms.rows(x, _at(codes, place), _at(scales, place), kind, group_size)
+        return quantized_forms.rows(x, taken(codes, place), taken(scales, place), kind, group_size)
 
     return jax.lax.platform_dependent(x, codes, scales, place, cpu=native, default=form)
 
@@ -163,10 +163,10 @@ def _rows_jvp(kind, group_size, primals, tangents):  # type: ignore[no-untyped-d
     # By the float weights: a derivative by x has as many rows as a batch has tokens.
     moved = jnp.zeros((x.shape[0], codes.shape[1]), jnp.float32)
     if not isinstance(x_dot, SymbolicZero):
-        moved = _product(x_dot, _at(codes, place), _at(scales, place), kind, group_size, after=x)
+        moved = _product(x_dot, taken(codes, place), taken(scales, place), kind, group_size, after=x)
     if not isinstance(scales_dot, SymbolicZero):
         options = {"kind": kind, "group_size": group_size, "inputs": x.shape[1]}
-        moved = moved + x @ dequantize(_at(codes, place), _at(scales_dot, place), **options).T
+        moved = moved + x @ dequantize(taken(codes, place), taken(scales_dot, place), **options).T
     return _rows(x, codes, scales, place, kind, group_size), moved
 
 
@@ -183,10 +183,6 @@ def stack_of(codes: jax.Array, scales: jax.Array) -> tuple[jax.Array, jax.Array,
         codes, scales = of_codes.stack, of_scales.stack
     flat = (part.reshape(math.prod(part.shape[:-2]), *part.shape[-2:]) for part in (codes, scales))
     return *flat, place
-
-
-def _at(stack: jax.Array, place: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(stack, place, keepdims=False)
 
 
 def _all_rows(x: jax.Array) -> np.ndarray:

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Slice(NamedTuple):
@@ -42,6 +43,17 @@ def kernels_are_sliced(slices: Iterable[Slice]) -> Iterator[None]:
 def are_sliced() -> bool:
     """Whether kernels are slices here."""
     return _SLICES.get() is not None
+
+
+def stack_of(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return a stack and the place of an array in it: of one that is no slice, a stack of itself alone."""
+    found = slice_of(array)
+    return (array[None], jnp.int32(0)) if found is None else (found.stack, found.place)
+
+
+def taken(stack: jax.Array, place: jax.Array) -> jax.Array:
+    """Return what is at a place of a stack: where it is not a kernel of ours that reads it there."""
+    return jax.lax.dynamic_index_in_dim(stack, place, keepdims=False)
 
 
 def slice_of(array: jax.Array) -> Slice | None:

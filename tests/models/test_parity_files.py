@@ -121,7 +121,7 @@ def test_sharded_equals_unsharded(family: str, variant: str, dims: tuple[int, ..
     wanted = flatten(want_gradients)
     largest = max(np.abs(array(g)).max() for g in wanted.values())
     for path, gradient in flatten(gradients).items():
-        # A bias' beside its kernel's, too: of keys that are not rotated it cancels, and what is left is rounding.
-        beside = wanted.get(path.replace("/bias", "/kernel"), wanted[path])
+        # A key's bias' beside its kernel's, too: where keys are not rotated it cancels, and what is left is rounding.
+        beside = wanted[path.replace("k_proj/bias", "k_proj/kernel")]
         least = max(1e-3 * largest, np.abs(array(beside)).max())
         close(gradient, wanted[path], 1e-4, path, least=least)  # sums over devices, backwards too
