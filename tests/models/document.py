@@ -33,8 +33,8 @@ for some families, it writes their rows and leaves the others as they are.
 
 *Allowed* is the largest error that passes; where a proof compares in two ways, with transformers and with itself, that
 of the looser. A gradient that is next to nothing is compared with a thousandth of the model's largest, under a
-scan every gradient with that largest, a key's bias on devices with its kernel's. All is float32, except in the proof of bfloat16; the error in the proof of
-dropout is that of the run without it.
+scan every gradient with that largest, a key's bias on devices with its kernel's. All is float32, except in the proof
+of bfloat16; the error in the proof of dropout is that of the run without it.
 
 The errors are rounding, which differs between machines and versions, hence one digit. These were measured on a CPU,
 as `tests/conftest.py` sets it up (compiled without LLVM's optimisations), with
